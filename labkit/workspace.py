@@ -1,0 +1,242 @@
+"""Every path of a run, atomic writes, and the manifest that says which step made which file."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from labkit.errors import LabError
+
+LAB_WORKSPACE = "runs/lab"
+
+# Which notebook makes which artifact: the data flow of the lab, in one place.
+MADE_BY: dict[str, str] = {
+    "splits.json": "01_data",
+    "checkpoint.pt": "02_train",
+    "history.json": "02_train",
+    "model.pt": "03_export",
+    "model_optimized.pt": "03_export",
+    "model.onnx": "03_export",
+    "model.plan": "03_export",
+    "export.json": "03_export",
+    "model_int8.pt": "04_quantize",
+    "model_int8.onnx": "04_quantize",
+    "model_int8.xml": "04_quantize",
+    "model_int8.bin": "04_quantize",
+    "quantize.json": "04_quantize",
+    "configure.json": "05_configure",
+    "query.json": "06_serve",
+    "tune.json": "07_tune",
+    "report.json": "08_report",
+    "report.html": "08_report",
+}
+
+
+class MissingInput(LabError):
+    """A step needs a file that no earlier step of this run has made."""
+
+
+class CorruptFile(LabError):
+    """A JSON file of the run cannot be read."""
+
+
+def project_root() -> Path:
+    """Return the folder that holds `notebooks/` and `model_repository/`.
+
+    Looked for from the current folder upwards, then beside this package, so that notebooks work
+    from wherever JupyterLab was started.
+
+    Returns:
+        The absolute path; the current folder when neither place looks like the project.
+    """
+    for folder in [Path.cwd(), *Path.cwd().parents, Path(__file__).resolve().parents[1]]:
+        if (folder / "notebooks").is_dir() and (folder / "model_repository").is_dir():
+            return folder
+    return Path.cwd()
+
+
+def cache_dir() -> Path:
+    """Return the folder for what is downloaded once per user; it is not created here.
+
+    Returns:
+        `$LABKIT_CACHE`, else `$XDG_CACHE_HOME/labkit`, else `~/.cache/labkit`.
+    """
+    if explicit := os.environ.get("LABKIT_CACHE"):
+        return Path(explicit)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "labkit"
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it to `path` on success, remove it on failure.
+
+    The temporary name keeps the suffix, because some exporters choose the format by it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)  # mkstemp makes files private; a container must read them
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8, all or nothing."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, all or nothing; NaN and infinities are refused."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        CorruptFile: the file is not valid JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CorruptFile(
+            f"{path} is not valid JSON ({error}); delete it and run again the step that makes it"
+        ) from error
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file as 64 hexadecimal digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The folder of one run.
+
+    Attributes:
+        root: Absolute path of the run.
+        repository: The Triton model repository of the run: the project's own `model_repository/`
+            for the hands-on run, a private one below `root` for every other run.
+    """
+
+    root: Path
+    repository: Path
+
+    @classmethod
+    def open(cls, path: str | Path = LAB_WORKSPACE) -> "Workspace":
+        """Open a run, making its folders where they are missing.
+
+        Args:
+            path: Absolute, or relative to the project root. The environment variable
+                `LABKIT_WORKSPACE` overrides it, so that CI can step through the notebooks as they
+                are without touching a student's files.
+        """
+        path = Path(os.environ.get("LABKIT_WORKSPACE") or path)
+        project = project_root()
+        root = (project / path).resolve()
+        by_hand = root == (project / LAB_WORKSPACE).resolve()
+        repository = project / "model_repository" if by_hand else root / "model_repository"
+        workspace = cls(root, repository)
+        for folder in (workspace.artifacts, workspace.logs, workspace.repository):
+            folder.mkdir(parents=True, exist_ok=True)
+        return workspace
+
+    @property
+    def artifacts(self) -> Path:
+        """Files that one step makes and another reads."""
+        return self.root / "artifacts"
+
+    @property
+    def logs(self) -> Path:
+        """Logs of the servers and of the notebooks of this run."""
+        return self.root / "logs"
+
+    @property
+    def figures(self) -> Path:
+        """Figures that the report shows."""
+        return self.root / "figures"
+
+    @property
+    def executed(self) -> Path:
+        """Notebooks as they were executed in this run."""
+        return self.root / "notebooks"
+
+    @property
+    def manifest_path(self) -> Path:
+        """The manifest: artifact → SHA-256, size in bytes, made by, when."""
+        return self.root / "manifest.json"
+
+    def path(self, name: str) -> Path:
+        """Return where artifact `name` belongs, whether or not it exists."""
+        return self.artifacts / name
+
+    def require(self, name: str) -> Path:
+        """Return the path of an artifact that must exist.
+
+        Raises:
+            MissingInput: it does not; the message names the notebook that makes it.
+        """
+        path = self.path(name)
+        if not path.is_file():
+            maker = MADE_BY.get(name)
+            step = f"run notebook {maker} first" if maker else "no notebook makes this file"
+            raise MissingInput(f"{name} is missing in {self._shown(self.artifacts)}: {step}")
+        return path
+
+    def record(self, *names: str, made_by: str) -> None:
+        """Enter artifacts into the manifest.
+
+        Args:
+            names: Artifacts that exist.
+            made_by: The notebook that made them, such as `03_export`.
+
+        Raises:
+            MissingInput: one of them does not exist.
+        """
+        manifest = self.manifest()
+        for name in names:
+            path = self.require(name)
+            manifest[name] = {
+                "sha256": sha256(path),
+                "bytes": path.stat().st_size,
+                "made_by": made_by,
+                "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            }
+        write_json(self.manifest_path, manifest)
+
+    def manifest(self) -> dict[str, dict[str, Any]]:
+        """Return the manifest; empty for a new run."""
+        return read_json(self.manifest_path) if self.manifest_path.is_file() else {}
+
+    def save_json(self, name: str, value: Any, made_by: str) -> Path:
+        """Write a JSON artifact and enter it into the manifest; returns its path."""
+        write_json(self.path(name), value)
+        self.record(name, made_by=made_by)
+        return self.path(name)
+
+    def load_json(self, name: str) -> Any:
+        """Read a JSON artifact.
+
+        Raises:
+            MissingInput: it does not exist; the message names the notebook that makes it.
+            CorruptFile: it is not valid JSON.
+        """
+        return read_json(self.require(name))
+
+    def _shown(self, path: Path) -> str:
+        """Return a path as a person would type it from the project root."""
+        root = project_root()
+        return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
