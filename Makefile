@@ -1,0 +1,79 @@
+# `make` alone prints what there is. Nothing here needs root, Docker or conda.
+# Paths are relative throughout, so a checkout may lie in a folder with spaces in its name.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+PROFILE ?= standard## smoke (3 minutes), standard (15) or full
+RUN ?= runs/lab## folder, below the project, that keeps the run's files
+PYTHON ?=## the Python 3.11 or 3.12 to build the environment with
+STEPS ?=## some steps of `make test` only, for example STEPS="ruff unit"
+
+VENV_PYTHON := .venv/bin/python
+# The stamp's name holds the folder: a checkout that was copied or moved along with its .venv, whose
+# scripts point elsewhere, has no stamp and gets a new environment.
+STAMP := .venv/complete-$(shell pwd -P | cksum | cut -d ' ' -f 1)
+
+.PHONY: help env data lab test test-unit lint format notebooks doctor jupyter bench-train bench-serve clean clean-all
+
+help: ## Show this list
+	@echo "The two commands that matter:  make lab   and   make test"
+	@echo
+	@awk -F ':[^#]*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo "Settings, as in 'make lab PROFILE=smoke':"
+	@awk -F ' *[?]= *|## ' '/^[A-Z]+ [?]=.*## / { printf "  %-19s %s%s\n", $$1, $$3, ($$2 == "" ? "" : " [" $$2 "]") }' Makefile
+
+env: $(STAMP) ## Build the environment in .venv (once; later runs only check)
+
+$(STAMP): pyproject.toml constraints.txt tools/make_env.sh
+	@sh tools/make_env.sh "$(PYTHON)"
+	@touch $@
+
+data: env ## Fetch CIFAR-10 into the cache and verify it
+	@$(VENV_PYTHON) -m labkit data
+
+lab: env data ## Run the whole lab headless and write the report
+	@$(VENV_PYTHON) -m labkit run --profile $(PROFILE) --out "$(RUN)"
+	@echo "lab: the report is $(RUN)/artifacts/report.html; step through it yourself with: make jupyter"
+
+jupyter: env ## Open JupyterLab on the notebooks
+	@$(VENV_PYTHON) -m labkit lab
+
+doctor: env ## Say what this machine has and what is missing
+	@$(VENV_PYTHON) -m labkit doctor
+
+test: env ## Run every check: ruff, mypy, unit, server, notebooks, deploy, browser
+	@$(VENV_PYTHON) tools/run_steps.py $(STEPS)
+
+test-unit: env ## Run the unit tests only (no network, no server)
+	@$(VENV_PYTHON) tools/run_steps.py unit
+
+lint: env ## Check style, format and types
+	@$(VENV_PYTHON) tools/run_steps.py ruff format mypy
+
+format: env ## Repair style and format where a program can
+	@$(VENV_PYTHON) -m ruff check --fix .
+	@$(VENV_PYTHON) -m ruff format .
+
+notebooks: env data ## Execute the committed notebooks anew, outputs included
+	@$(VENV_PYTHON) tools/execute_notebooks.py
+
+bench-train: env data ## Measure training: time, accuracy, images/s, share of peak
+	@$(VENV_PYTHON) benchmarks/train.py
+
+bench-serve: env data ## Measure serving against in-process ONNX Runtime
+	@$(VENV_PYTHON) benchmarks/serve.py
+
+clean: ## Remove caches; runs, models, data and environment stay
+	@find . -name .venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -print | \
+	    while IFS= read -r folder; do rm -rf "$$folder"; done
+	@rm -rf .pytest_cache .mypy_cache .ruff_cache
+	@echo "clean: caches removed"
+
+clean-all: clean ## Remove also .venv, runs/ and the model files in model_repository/
+	@rm -rf .venv runs labkit.egg-info
+	@rm -rf model_repository/*/[0-9]*
+	@echo "clean: environment, runs and model files removed; CIFAR-10 stays in the cache"

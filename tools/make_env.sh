@@ -1,0 +1,69 @@
+#!/bin/sh
+# Build the environment in .venv from pyproject.toml and constraints.txt; run again, it does only what is missing.
+#   tools/make_env.sh [python]     (called by `make env`; run from the project's root)
+set -eu
+
+say() { printf '%s\n' "$*"; }
+stop() { printf 'make env: %s\n' "$*" >&2; exit 1; }
+
+# A Python that starts (a version manager's stand-in may exist and not start), is 3.11 or 3.12 and can make environments.
+usable() {
+    "$1" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
+        >/dev/null 2>&1
+}
+
+describe() {
+    "$1" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null || say "does not start"
+}
+
+find_python() {
+    if [ -n "${1:-}" ]; then
+        usable "$1" || stop "PYTHON=$1 ($(describe "$1")) cannot be used: Python 3.11 or 3.12 with its venv module is needed."
+        say "$1"
+        return
+    fi
+    seen=""
+    for candidate in python3.12 python3.11 python3 python; do
+        if usable "$candidate"; then
+            say "$candidate"
+            return
+        fi
+        if command -v "$candidate" >/dev/null 2>&1; then
+            seen="$seen $candidate ($(describe "$candidate"))"
+        fi
+    done
+    stop "Python 3.11 or 3.12 with its venv module is needed; found:${seen:- no Python at all}." \
+        "Install one (on Debian and Ubuntu: apt install python3 python3-venv) or name it: make env PYTHON=/path/to/python3.12"
+}
+
+started=$(date +%s)
+
+# An environment knows the folder it was made in: one that was moved, copied or lost its Python is made anew.
+if [ -d .venv ]; then
+    if ! .venv/bin/python -c 'import pip' >/dev/null 2>&1; then
+        say "environment: the one in .venv does not start; making it anew"
+        rm -rf .venv
+    elif [ "$(cat .venv/made-in 2>/dev/null)" != "$(pwd -P)" ]; then
+        say "environment: the one in .venv was not made in this folder; making it anew"
+        rm -rf .venv
+    fi
+fi
+
+if [ ! -d .venv ]; then
+    python=$(find_python "${1:-}")
+    if [ "$(uname -s)" = Linux ]; then
+        free_gb=$(df -Pk . | awk 'NR == 2 { print int($4 / 1000000) }')
+        [ "$free_gb" -ge 9 ] || stop "about 9 GB of free disk are needed here (PyTorch's Linux wheels bring CUDA along); there are $free_gb GB."
+    fi
+    say "environment: .venv with $python ($(describe "$python")); about 3 GB to download, 7 GB on disk"
+    "$python" -m venv .venv
+    pwd -P > .venv/made-in
+fi
+
+.venv/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]' ||
+    stop "pip could not install the packages; its own message is above. What was downloaded is kept: run it again."
+.venv/bin/python -m pip check --disable-pip-version-check || stop "the packages do not fit together; see above."
+
+packages=$(.venv/bin/python -m pip list --disable-pip-version-check --format=freeze | wc -l)
+size=$(du -sh .venv | cut -f1)
+say "environment: ready in .venv, Python $(describe .venv/bin/python), $((packages)) packages, $size, $(($(date +%s) - started)) s"
