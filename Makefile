@@ -27,6 +27,7 @@ help: ## Show this list
 	@awk -F ' *[?]= *|## ' '/^[A-Z]+ [?]=.*## / { printf "  %-19s %s%s\n", $$1, $$3, ($$2 == "" ? "" : " [" $$2 "]") }' Makefile
 
 env: $(STAMP) ## Build the environment in .venv (once; later runs only check)
+	@echo "environment: .venv, $$($(VENV_PYTHON) --version)"
 
 $(STAMP): pyproject.toml constraints.txt tools/make_env.sh
 	@sh tools/make_env.sh "$(PYTHON)"
