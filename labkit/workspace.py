@@ -137,14 +137,18 @@ class Workspace:
 
     @classmethod
     def open(cls, path: str | Path = LAB_WORKSPACE) -> "Workspace":
-        """Open a run, making its folders where they are missing.
+        """Open the run that a notebook names, making its folders where they are missing.
 
         Args:
             path: Absolute, or relative to the project root. The environment variable
                 `LABKIT_WORKSPACE` overrides it, so that CI can step through the notebooks as they
                 are without touching a student's files.
         """
-        path = Path(os.environ.get("LABKIT_WORKSPACE") or path)
+        return cls.at(os.environ.get("LABKIT_WORKSPACE") or path)
+
+    @classmethod
+    def at(cls, path: str | Path) -> "Workspace":
+        """Open the run at `path`, whatever the environment says."""
         project = project_root()
         root = (project / path).resolve()
         by_hand = root == (project / LAB_WORKSPACE).resolve()

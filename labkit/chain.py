@@ -1,0 +1,306 @@
+"""Run the notebooks headless, in order, and judge each by evidence.
+
+Each notebook runs under papermill in a child process of its own, with a wall-clock limit. The status
+that papermill gives decides nothing: a cell that calls `sys.exit(0)` leaves exit code 0, and a killed
+kernel leaves every cell "completed". A stage has passed when its executed notebook shows that every
+code cell ran without an error, and the files it should have made hold up to `labkit.checks`.
+"""
+
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import nbformat
+import psutil
+
+from labkit.checks import STAGE_CHECKS, CheckResult, check_stage
+from labkit.environment import environment_facts
+from labkit.errors import LabError
+from labkit.profiles import Profile, get_profile
+from labkit.workspace import Workspace, project_root, write_json
+
+log = logging.getLogger(__name__)
+
+STAGES: tuple[str, ...] = tuple(STAGE_CHECKS)
+# Wall-clock limit of one notebook, in seconds: several times what a slow laptop needs.
+WALL_LIMIT_S = {"smoke": 300.0, "standard": 3_600.0, "full": 6 * 3_600.0}
+STOP_GRACE_S = 10.0
+POLL_S = 0.2
+PASSED, FAILED = "passed", "failed"
+
+
+class UnknownStage(LabError):
+    """A stage name that is none of the notebooks."""
+
+
+class UnsafePath(LabError):
+    """A path that papermill would change."""
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What became of one notebook.
+
+    Attributes:
+        stage: Such as `03_export`.
+        status: `passed` or `failed`.
+        reason: One sentence; empty when passed.
+        seconds: Wall-clock time.
+        notebook: The executed notebook.
+        log: Everything the notebook and papermill printed.
+        checks: What the stage's files were held against.
+    """
+
+    stage: str
+    status: str
+    reason: str
+    seconds: float
+    notebook: str
+    log: str
+    checks: list[CheckResult] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a running stage last said, for whoever shows progress.
+
+    Attributes:
+        stage: Such as `02_train`.
+        seconds: Since the stage began.
+        line: The last line that the notebook printed.
+    """
+
+    stage: str
+    seconds: float
+    line: str
+
+
+def stages_from(first: str | None) -> tuple[str, ...]:
+    """Return the stages to run, from `first` on.
+
+    Args:
+        first: `03`, `3` or `03_export`; None for all.
+
+    Raises:
+        UnknownStage: there is no such stage.
+    """
+    if first is None:
+        return STAGES
+    number = first.split("_")[0].zfill(2)
+    for index, stage in enumerate(STAGES):
+        if stage == first or (stage.startswith(f"{number}_") and "_" not in first):
+            return STAGES[index:]
+    raise UnknownStage(f"stage {first!r} does not exist; choose one of: {', '.join(STAGES)}")
+
+
+def run_chain(
+    workspace: Workspace,
+    profile_name: str,
+    stages: tuple[str, ...] = STAGES,
+    notebooks: Path | None = None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_result: Callable[[StageResult], None] = lambda result: None,
+    wall_limit_s: float | None = None,
+) -> list[StageResult]:
+    """Run notebooks in order until one fails; `run.json` is written after each.
+
+    Args:
+        workspace: Where the run keeps its files.
+        profile_name: How much work each notebook does.
+        stages: Which notebooks, in order.
+        notebooks: The folder they are in; the project's own when None.
+        on_progress: Called a few times a second while a notebook runs.
+        on_result: Called after each notebook.
+        wall_limit_s: Wall-clock limit of one notebook, in seconds; the profile's when None.
+
+    Returns:
+        A result per notebook that was started; the last one may have failed.
+    """
+    folder = notebooks or project_root() / "notebooks"
+    for path in (folder, workspace.root):
+        if set("{}") & set(str(path)):
+            raise UnsafePath(f"got {path}: papermill formats braces in paths; use a path without")
+    profile = get_profile(profile_name)
+    limit_s = wall_limit_s or WALL_LIMIT_S[profile.name]
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    results: list[StageResult] = []
+    for stage in stages:
+        result = run_stage(stage, folder, workspace, profile, on_progress, limit_s)
+        results.append(result)
+        _write_run(workspace, profile, started, results)
+        on_result(result)
+        if result.status != PASSED:
+            break
+    return results
+
+
+def run_stage(
+    stage: str,
+    notebooks: Path,
+    workspace: Workspace,
+    profile: Profile,
+    on_progress: Callable[[Progress], None],
+    limit_s: float,
+) -> StageResult:
+    """Run one notebook in a child process and judge it by what it left behind."""
+    source = notebooks / f"{stage}.ipynb"
+    executed = workspace.executed / f"{stage}.ipynb"
+    log_path = workspace.logs / f"{stage}.log"
+    workspace.executed.mkdir(parents=True, exist_ok=True)
+    executed.unlink(missing_ok=True)  # evidence of an earlier run is no evidence of this one
+    begin = time.monotonic()
+    reason = _unfit(source)
+    if not reason:
+        timed_out = _execute(
+            source, executed, log_path, workspace, profile, on_progress, begin + limit_s
+        )
+        reason = f"stopped after {limit_s:.0f} s" if timed_out else ""
+        reason = "; ".join(filter(None, [reason, cell_failure(executed)]))
+    checks = [] if reason else check_stage(stage, workspace, profile)
+    if failed := [check for check in checks if not check.passed]:
+        reason = "; ".join(
+            f"{c.name}: {c.detail}" + (f" ({c.hint})" if c.hint else "") for c in failed
+        )
+    return StageResult(
+        stage,
+        FAILED if reason else PASSED,
+        reason,
+        round(time.monotonic() - begin, 2),
+        str(executed),
+        str(log_path),
+        checks,
+    )
+
+
+def _unfit(source: Path) -> str:
+    """Say why a notebook cannot be run headless; empty when it can."""
+    if not source.is_file():
+        return f"{source.name} is missing in {source.parent}"
+    try:
+        notebook = nbformat.read(source, as_version=4)
+    except Exception as error:  # nbformat raises many types for damaged files
+        return f"{source.name} is not a valid notebook: {str(error).splitlines()[0]}"
+    tags = [tag for cell in notebook.cells for tag in cell.metadata.get("tags", [])]
+    if tags.count("parameters") != 1:
+        found = tags.count("parameters")
+        return f"{source.name} has {found} cells tagged `parameters`, expected one; restore the tag"
+    return ""
+
+
+def _execute(
+    source: Path,
+    executed: Path,
+    log_path: Path,
+    workspace: Workspace,
+    profile: Profile,
+    on_progress: Callable[[Progress], None],
+    deadline: float,
+) -> bool:
+    """Run papermill in a child process; return whether the deadline stopped it."""
+    command = [sys.executable, "-m", "papermill", str(source), str(executed), "--log-output"]
+    command += ["--no-progress-bar", "--cwd", str(source.parent), "--kernel", "python3"]
+    command += ["-r", "profile", profile.name, "-r", "workspace", str(workspace.root)]
+    hidden = {"LABKIT_PROFILE", "LABKIT_WORKSPACE"}  # the parameters decide, and nothing else
+    environment = {key: value for key, value in os.environ.items() if key not in hidden}
+    environment |= {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "PYTHONUNBUFFERED": "1"}
+    begin = time.monotonic()
+    with log_path.open("wb") as stream:
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+    with _stopped_at_the_end(child):
+        while child.poll() is None:
+            if time.monotonic() > deadline:
+                return True
+            on_progress(Progress(source.stem, time.monotonic() - begin, _last_line(log_path)))
+            time.sleep(POLL_S)
+    return False
+
+
+@contextmanager
+def _stopped_at_the_end(child: "subprocess.Popen[bytes]") -> Iterator[None]:
+    """Leave no process behind, whatever happens: papermill, its kernel, or the kernel's server."""
+    family: dict[int, psutil.Process] = {}
+    try:
+        yield
+    finally:
+        try:
+            root = psutil.Process(child.pid)
+            family = {process.pid: process for process in [*root.children(recursive=True), root]}
+        except psutil.NoSuchProcess:
+            pass  # ended by itself
+        for process in family.values():
+            _signal(process, "terminate")
+        _, alive = psutil.wait_procs(list(family.values()), timeout=STOP_GRACE_S)
+        for process in alive:
+            _signal(process, "kill")
+        child.wait()
+
+
+def _signal(process: psutil.Process, method: str) -> None:
+    """Call `terminate` or `kill` of a process that may have ended meanwhile."""
+    try:
+        getattr(process, method)()
+    except psutil.NoSuchProcess:
+        log.debug("process %s had ended", process.pid)
+
+
+def _last_line(path: Path) -> str:
+    """Return the last line of a log, read from its end, without papermill's own prefix lines."""
+    with path.open("rb") as stream:
+        stream.seek(0, os.SEEK_END)
+        stream.seek(max(0, stream.tell() - 2_000))
+        lines = stream.read().decode(errors="replace").splitlines()
+    spoken = [line.strip() for line in lines if line.strip() and "Cell " not in line]
+    return spoken[-1][:120] if spoken else ""
+
+
+def cell_failure(executed: Path) -> str:
+    """Say what an executed notebook shows to have gone wrong; empty when every cell ran.
+
+    A code cell counts as run only when it has an execution count and no error output; counts must
+    rise, so that a kernel that was restarted in the middle is noticed.
+    """
+    if not executed.is_file():
+        return "papermill left no executed notebook; see the log"
+    notebook = nbformat.read(executed, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+    previous = 0
+    for number, cell in enumerate(code, start=1):
+        first_line = cell.source.strip().splitlines()[0]
+        where = f"code cell {number} of {len(code)} (`{first_line[:60]}`)"
+        for output in cell.outputs:
+            if output.output_type == "error":
+                return f"{where}: {output.ename}: {output.evalue}"
+        if cell.execution_count is None or cell.execution_count <= previous:
+            return f"{where} did not run: the kernel was stopped, killed or left before it"
+        previous = cell.execution_count
+    return "" if code else "the notebook has no code cell"
+
+
+def _write_run(
+    workspace: Workspace, profile: Profile, started: str, results: list[StageResult]
+) -> None:
+    """Write `run.json`: what ran, where, how long, and the verdicts."""
+    write_json(
+        workspace.root / "run.json",
+        {
+            "profile": profile.name,
+            "started_at": started,
+            "seconds": round(sum(result.seconds for result in results), 2),
+            "environment": environment_facts(),
+            "stages": [asdict(result) for result in results],
+        },
+    )
