@@ -1,9 +1,9 @@
 """Run the notebooks headless, in order, and judge each by evidence.
 
-Each notebook runs under papermill in a child process of its own, with a wall-clock limit. The status
-that papermill gives decides nothing: a cell that calls `sys.exit(0)` leaves exit code 0, and a killed
-kernel leaves every cell "completed". A stage has passed when its executed notebook shows that every
-code cell ran without an error, and the files it should have made hold up to `labkit.checks`.
+Each notebook runs under papermill in a child process of its own, with a wall-clock limit. The
+status that papermill gives decides nothing: a cell that calls `sys.exit(0)` leaves exit code 0, and
+a killed kernel leaves every cell "completed". A stage has passed when its executed notebook shows
+that every code cell ran without an error, and its files hold up to `labkit.checks`.
 """
 
 import logging

@@ -198,7 +198,8 @@ def serve(
 
 def _servable(repository: Path) -> list[str]:
     """Return the models of a repository that have a version to serve; name those left out."""
-    models, left_out = [], []
+    models: list[str] = []
+    left_out: list[str] = []
     for folder in sorted(path for path in repository.iterdir() if path.is_dir()):
         has_version = any(entry.name.isdecimal() for entry in folder.iterdir() if entry.is_dir())
         (models if has_version else left_out).append(folder.name)

@@ -1,0 +1,90 @@
+"""Figures of the data: what is in it."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from labkit.data import CLASSES, Images
+from labkit.plots.style import BLUE, GREEN, ORANGE, PALETTE, use_style
+
+
+def image_grid(images: Images, per_class: int = 8) -> Figure:
+    """Show the first images of each class, a row per class.
+
+    Args:
+        images: Images with labels.
+        per_class: Images in a row.
+    """
+    use_style()
+    figure, axes = plt.subplots(len(CLASSES), per_class, figsize=(per_class * 0.85, 8.5))
+    for label, row in enumerate(axes):
+        members = np.flatnonzero(images.labels == label)[:per_class]
+        for axis, index in zip(row, members, strict=False):
+            axis.imshow(images.pixels[index].transpose(1, 2, 0))  # (3, 32, 32) → (32, 32, 3)
+        for axis in row:
+            axis.axis("off")
+        row[0].text(-8, 16, CLASSES[label], ha="right", va="center")
+    return figure
+
+
+def split_sizes(splits: Mapping[str, NDArray[np.int64]]) -> Figure:
+    """Show how many images of each class every split has.
+
+    Args:
+        splits: Name of a split → labels of its images, int64 `(N,)`.
+    """
+    use_style()
+    figure, axis = plt.subplots(figsize=(7.5, 3))
+    left = np.zeros(len(CLASSES))
+    for (name, labels), colour in zip(splits.items(), PALETTE, strict=False):
+        counts = np.bincount(labels, minlength=len(CLASSES))
+        axis.barh(CLASSES, counts, left=left, color=colour, label=f"{name} ({len(labels):,})")
+        left += counts
+    axis.invert_yaxis()
+    axis.set_xlabel("images")
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=len(splits))
+    axis.grid(axis="y", visible=False)
+    return figure
+
+
+def pixel_histogram(pixels: NDArray[np.float32], mean: Sequence[float]) -> Figure:
+    """Show how pixel values are distributed, per channel.
+
+    Args:
+        pixels: float32 `(N, 3, 32, 32)`, in [0, 1].
+        mean: Mean of each channel, marked in the figure.
+    """
+    use_style()
+    figure, axis = plt.subplots(figsize=(7.5, 2.8))
+    bins = np.linspace(0, 1, 65)
+    names, colours = ("red", "green", "blue"), (ORANGE, GREEN, BLUE)
+    for channel, (name, colour) in enumerate(zip(names, colours, strict=True)):
+        share, _ = np.histogram(pixels[:, channel], bins=bins)
+        axis.step(bins[:-1], 100 * share / share.sum(), where="post", color=colour, label=name)
+        axis.axvline(mean[channel], color=colour, linestyle=":", linewidth=1)
+    axis.set(xlabel="pixel value, in [0, 1] (dotted: mean)", ylabel="share of pixels (%)")
+    axis.legend(title="channel")
+    return figure
+
+
+def preprocess_strip(image: NDArray[np.uint8], prepared: NDArray[np.float32]) -> Figure:
+    """Show one image as bytes and as the model receives it.
+
+    Args:
+        image: uint8 `(3, 32, 32)`.
+        prepared: float32 `(3, 32, 32)`, in [0, 1].
+    """
+    use_style()
+    figure, axes = plt.subplots(1, 4, figsize=(8, 2.3))
+    axes[0].imshow(image.transpose(1, 2, 0))
+    axes[0].set_title("uint8, 0…255")
+    for channel, name in enumerate(("red", "green", "blue")):
+        shown = axes[channel + 1].imshow(prepared[channel], cmap="gray", vmin=0, vmax=1)
+        axes[channel + 1].set_title(f"float32, {name}")
+    for axis in axes:
+        axis.axis("off")
+    figure.colorbar(shown, ax=axes, shrink=0.8)
+    return figure
