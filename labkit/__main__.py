@@ -1,0 +1,5 @@
+"""`python -m labkit` is the same as `labkit`."""
+
+from labkit.cli import main
+
+main()

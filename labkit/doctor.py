@@ -1,0 +1,306 @@
+"""What this machine has for the lab, and what to do about what it has not."""
+
+import importlib
+import os
+import platform
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+from labkit.profiles import available_cores
+from labkit.workspace import cache_dir, project_root
+
+Status = Literal["ok", "missing", "warning"]
+
+PYTHONS = ((3, 11), (3, 12))
+PORTS = (8000, 8001, 8002)  # Triton's own: HTTP, gRPC, metrics
+DISK_NEEDED_GB = 1.0  # a `standard` run, its models and the data set
+DISK_COMFORT_GB = 5.0
+SHM_NEEDED_MB = 32  # each model instance takes about 1 MB and more with its batches
+SHM_COMFORT_MB = 256
+MEMORY_COMFORT_GB = 4.0
+COMMAND_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of `labkit doctor`.
+
+    Attributes:
+        name: What was looked at.
+        status: `ok`; `warning`: the lab runs, but something differs; `missing`: it cannot run.
+        detail: What was found, with units.
+        advice: What to do about it; empty when there is nothing to do.
+    """
+
+    name: str
+    status: Status
+    detail: str
+    advice: str = ""
+
+
+def run_checks(root: Path | None = None) -> list[Check]:
+    """Look at everything; a check that itself breaks becomes a line and stops no other."""
+    folder = root or project_root()
+    docker = check_docker()
+    checks: tuple[tuple[str, Callable[[], Check]], ...] = (
+        ("Python", lambda: check_python(sys.version_info[:3])),
+        ("packages", lambda: check_packages(folder / "constraints.txt", installed_versions())),
+        ("Triton", lambda: check_triton(docker.status == "ok")),
+        ("CIFAR-10", lambda: check_data(cache_dir())),
+        ("disk", lambda: check_disk(shutil.disk_usage(folder).free)),
+        ("/dev/shm", lambda: check_shared_memory(Path("/dev/shm"))),
+        ("ports", lambda: check_ports(PORTS)),
+        ("CPU", lambda: check_cpu(cpu_features())),
+        ("cores", lambda: check_cores(available_cores(), os.environ)),
+        ("memory", lambda: check_memory(psutil.virtual_memory().total)),
+        ("Docker", lambda: docker),
+        ("GPU", check_gpu),
+    )
+    return [_guarded(name, check) for name, check in checks]
+
+
+def _guarded(name: str, check: Callable[[], Check]) -> Check:
+    """Run one check; an unforeseen error is reported, not raised: this is a diagnosis."""
+    try:
+        return check()
+    except Exception as error:
+        detail = f"could not be looked at: {type(error).__name__}: {error}"
+        return Check(name, "warning", detail, "please report this line")
+
+
+def check_python(version: tuple[int, ...]) -> Check:
+    """The interpreter that runs the lab, as (major, minor, micro)."""
+    found = ".".join(map(str, version[:3]))
+    if tuple(version[:2]) in PYTHONS:
+        return Check("Python", "ok", found)
+    return Check("Python", "missing", found, "install Python 3.11 or 3.12, then: make env")
+
+
+def installed_versions() -> dict[str, str]:
+    """Return canonical name → version of every installed package."""
+    return {
+        canonical(distribution.metadata["Name"]): distribution.version
+        for distribution in metadata.distributions()
+        if distribution.metadata["Name"]
+    }
+
+
+def canonical(name: str) -> str:
+    """Return a package's name as PEP 503 compares it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def read_pins(constraints: Path) -> dict[str, str]:
+    """Return canonical name → version for the `name==version` lines of a constraints file."""
+    lines = (line.split("#", 1)[0].strip() for line in constraints.read_text().splitlines())
+    pairs = (line.split("==", 1) for line in lines if "==" in line)
+    return {canonical(name.strip()): version.strip() for name, version in pairs}
+
+
+def check_packages(constraints: Path, installed: dict[str, str]) -> Check:
+    """Every direct dependency is there, and what is there has its pinned version."""
+    needed = {canonical(name) for name in _direct_dependencies()}
+    if absent := sorted(needed - installed.keys()):
+        return Check("packages", "missing", f"not installed: {', '.join(absent)}", "make env")
+    if not constraints.is_file():
+        return Check("packages", "ok", f"{len(needed)} needed, all there; no pins to compare with")
+    pins = read_pins(constraints)
+    present = sorted(pins.keys() & installed.keys())
+    other = [f"{name} {installed[name]}" for name in present if installed[name] != pins[name]]
+    if other:
+        return Check(
+            "packages",
+            "warning",
+            f"{len(other)} of {len(present)} differ from constraints.txt: {_some(other)}",
+            "make env; other versions may well work, but are not what the lab was tested with",
+        )
+    return Check("packages", "ok", f"{len(present)}, all at the version in constraints.txt")
+
+
+def _direct_dependencies() -> list[str]:
+    """Return the packages that labkit itself asks for on this system, without extras."""
+    from packaging.requirements import Requirement
+
+    requirements = map(Requirement, metadata.requires("labkit") or [])
+    return [
+        requirement.name
+        for requirement in requirements
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+    ]
+
+
+def _some(items: Iterable[str], most: int = 4) -> str:
+    """Join a few items; say how many more there are."""
+    items = list(items)
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more
+
+
+def check_triton(has_docker: bool) -> Check:
+    """The server's binary from the wheel, else a container engine to run the official image."""
+    find_triton = importlib.import_module("labkit.server").find_triton
+    binary = find_triton()
+    if binary is not None:
+        version = metadata.version("nvidia-pytriton")
+        return Check("Triton", "ok", f"the binary in the nvidia-pytriton {version} wheel")
+    if has_docker:
+        advice = "the official container serves instead: labkit serve --runtime container"
+        return Check("Triton", "warning", "no binary for this system", advice)
+    if (platform.system(), platform.machine()) == ("Linux", "x86_64"):
+        advice = "make env"
+    else:
+        advice = "install Docker: the wheel with the server exists for Linux x86-64 only"
+    return Check("Triton", "missing", "neither the server's binary nor a container engine", advice)
+
+
+def check_data(cache: Path) -> Check:
+    """CIFAR-10 in the user's cache, every batch with its checksum."""
+    from labkit.download import BATCHES, FOLDER, damaged
+
+    bad = damaged(cache / FOLDER)
+    if not bad:
+        return Check("CIFAR-10", "ok", f"{len(BATCHES)} batches in {cache / FOLDER}, verified")
+    there = [name for name in bad if (cache / FOLDER / name).exists()]
+    detail = f"damaged: {_some(there)}" if there else f"not in {cache} yet"
+    advice = "labkit data fetches it, about 160 MB; `make lab` does so by itself"
+    return Check("CIFAR-10", "warning", detail, advice)
+
+
+def check_disk(free_bytes: int) -> Check:
+    """Free space where the runs are kept."""
+    free_gb = free_bytes / 1e9
+    detail = f"{free_gb:.1f} GB free"
+    if free_gb < DISK_NEEDED_GB:
+        return Check("disk", "missing", detail, f"make room: {DISK_NEEDED_GB:.0f} GB are needed")
+    if free_gb < DISK_COMFORT_GB:
+        return Check("disk", "warning", detail, "enough for one run; old ones lie in runs/")
+    return Check("disk", "ok", detail)
+
+
+def check_shared_memory(folder: Path) -> Check:
+    """Shared memory, through which Triton hands tensors to its Python-based backends."""
+    if not folder.is_dir():
+        if platform.system() == "Linux":
+            return Check("/dev/shm", "missing", "not there", "mount a tmpfs on /dev/shm")
+        return Check("/dev/shm", "ok", "not used on this system: the container has its own")
+    free_mb = shutil.disk_usage(folder).free / 1e6
+    detail = f"{free_mb:.0f} MB free"
+    advice = "in a container: docker run --shm-size=1g; else remove stale files in /dev/shm"
+    if not os.access(folder, os.W_OK) or free_mb < SHM_NEEDED_MB:
+        return Check("/dev/shm", "missing", detail, advice)
+    return Check(
+        "/dev/shm",
+        "ok" if free_mb >= SHM_COMFORT_MB else "warning",
+        detail,
+        "" if free_mb >= SHM_COMFORT_MB else advice,
+    )
+
+
+def check_ports(ports: Iterable[int]) -> Check:
+    """Triton's usual ports on the loopback interface."""
+    ports = tuple(ports)
+    busy = [port for port in ports if not _port_is_free(port)]
+    if not busy:
+        return Check("ports", "ok", f"{', '.join(map(str, ports))} are free")
+    return Check(
+        "ports",
+        "warning",
+        f"in use: {', '.join(map(str, busy))}",
+        "the notebooks choose free ports; for the command line: labkit serve --http-port 0 "
+        "--grpc-port 0 --metrics-port 0",
+    )
+
+
+def _port_is_free(port: int) -> bool:
+    """Return whether a server could listen on a loopback port now."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def cpu_features() -> set[str]:
+    """Return the CPU's feature flags that matter for inference, in lower case."""
+    return {str(flag).lower() for flag in importlib.import_module("labkit.runtime").cpu_features()}
+
+
+def check_cpu(features: set[str]) -> Check:
+    """Vector instructions; VNNI decides whether INT8 is both fast and exact."""
+    named = {re.sub(r"[^a-z0-9]", "", feature): feature for feature in features}
+    detail = ", ".join(sorted(features)) or "no known vector instructions"
+    if any("vnni" in name or name == "amxint8" for name in named):
+        return Check("CPU", "ok", detail)
+    return Check(
+        "CPU",
+        "warning",
+        f"{detail}; no VNNI",
+        "nothing to install: without VNNI, INT8 gains less and needs reduce_range (notebook 04)",
+    )
+
+
+def check_cores(cores: int, environment: "os._Environ[str] | dict[str, str]") -> Check:
+    """Cores this process may use, and thread settings that would silently overrule the lab's."""
+    detail = f"{cores} usable"
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    if settings := [f"{name}={environment[name]}" for name in names if name in environment]:
+        advice = "unset them: the lab sets the number of threads wherever it measures"
+        return Check("cores", "warning", f"{detail}; {', '.join(settings)}", advice)
+    if cores < 2:
+        advice = "the lab runs, slowly: times in the notebooks are meant for 2 cores"
+        return Check("cores", "warning", detail, advice)
+    return Check("cores", "ok", detail)
+
+
+def check_memory(total_bytes: int) -> Check:
+    """Memory of the machine."""
+    total_gb = total_bytes / 1e9
+    detail = f"{total_gb:.1f} GB"
+    if total_gb < MEMORY_COMFORT_GB:
+        advice = "close other programs; LABKIT_PROFILE=smoke needs the least"
+        return Check("memory", "warning", detail, advice)
+    return Check("memory", "ok", detail)
+
+
+def check_docker() -> Check:
+    """A container engine that answers; optional where the wheel's binary runs."""
+    if shutil.which("docker") is None:
+        return Check("Docker", "warning", "not installed", "optional: only for docker/")
+    answer = _output(["docker", "version", "--format", "{{.Server.Version}}"])
+    if answer is None:
+        advice = "optional: only for docker/; start the engine, or join its group"
+        return Check("Docker", "warning", "installed, but no engine answers", advice)
+    return Check("Docker", "ok", f"engine {answer}")
+
+
+def check_gpu() -> Check:
+    """An NVIDIA GPU; without one everything runs on the CPU, and the TensorRT row says so."""
+    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    answer = _output(query) if shutil.which("nvidia-smi") else None
+    if not answer:
+        advice = "optional: only the TensorRT model needs one"
+        return Check("GPU", "warning", "no NVIDIA GPU", advice)
+    return Check("GPU", "ok", "; ".join(answer.splitlines()))
+
+
+def _output(command: list[str]) -> str | None:
+    """Return what a command prints; None when it fails, hangs or does not exist."""
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
