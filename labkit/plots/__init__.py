@@ -6,7 +6,9 @@
 from importlib import import_module
 from types import ModuleType
 
-_SUBMODULES = frozenset({"data", "export", "quantize", "report", "serving", "style", "training"})
+_SUBMODULES = frozenset(
+    {"data", "export", "quantize", "report", "repository", "serving", "style", "training"}
+)
 
 
 def __getattr__(name: str) -> ModuleType:
