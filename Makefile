@@ -7,7 +7,6 @@ SHELL := /bin/sh
 MAKEFLAGS += --no-print-directory
 
 PROFILE ?= standard## smoke (3 minutes), standard (15) or full
-RUN ?= runs/lab## folder, below the project, that keeps the run's files
 PYTHON ?=## the Python 3.11 or 3.12 to build the environment with
 STEPS ?=## some steps of `make test` only, for example STEPS="ruff unit"
 
@@ -37,8 +36,8 @@ data: env ## Fetch CIFAR-10 into the cache and verify it
 	@$(VENV_PYTHON) -m labkit data
 
 lab: env data ## Run the whole lab headless and write the report
-	@$(VENV_PYTHON) -m labkit run --profile $(PROFILE) --out "$(RUN)"
-	@echo "lab: the report is $(RUN)/artifacts/report.html; step through it yourself with: make jupyter"
+	@$(VENV_PYTHON) -m labkit run --profile $(PROFILE)
+	@echo "lab: done; step through the notebooks yourself with: make jupyter"
 
 jupyter: env ## Open JupyterLab on the notebooks
 	@$(VENV_PYTHON) -m labkit lab

@@ -36,6 +36,15 @@ find_python() {
         "Install one (on Debian and Ubuntu: apt install python3 python3-venv) or name it: make env PYTHON=/path/to/python3.12"
 }
 
+# The wheel that carries Triton is built for glibc 2.35; pip would only say that it finds no version.
+check_c_library() {
+    glibc=$("$1" -c 'import platform; print(platform.libc_ver()[1])')
+    case "$glibc" in
+        2.*) [ "${glibc#2.}" -ge 35 ] || stop "this system has glibc $glibc; Triton's wheel needs 2.35 or newer (Debian 12, Ubuntu 22.04, Fedora 36)." ;;
+        *) stop "this system has no glibc (musl, as on Alpine?); Triton's wheel needs glibc 2.35 or newer." ;;
+    esac
+}
+
 started=$(date +%s)
 
 # An environment knows the folder it was made in: one that was moved, copied or lost its Python is made anew.
@@ -52,10 +61,11 @@ fi
 if [ ! -d .venv ]; then
     python=$(find_python "${1:-}")
     if [ "$(uname -s)" = Linux ]; then
-        free_gb=$(df -Pk . | awk 'NR == 2 { print int($4 / 1000000) }')
-        [ "$free_gb" -ge 9 ] || stop "about 9 GB of free disk are needed here (PyTorch's Linux wheels bring CUDA along); there are $free_gb GB."
+        free_gb=$(df -Pk . | awk 'NR == 2 { print int($4 * 1.024e-6) }')
+        [ "$free_gb" -ge 10 ] || stop "10 GB of free disk are needed while installing (PyTorch's Linux wheels bring CUDA along); there are $free_gb GB."
+        if [ "$(uname -m)" = x86_64 ]; then check_c_library "$python"; fi
     fi
-    say "environment: .venv with $python ($(describe "$python")); about 3 GB to download, 7 GB on disk"
+    say "environment: .venv with $python ($(describe "$python")); about 3.4 GB to download, 6.8 GB on disk"
     "$python" -m venv .venv
     pwd -P > .venv/made-in
 fi

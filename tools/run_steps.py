@@ -10,12 +10,15 @@ status is 0 only when every step passed.
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 
 PYTHON = sys.executable
+GRACE_S = 30.0
 PYTEST = (PYTHON, "-m", "pytest", "-q")
 
 
@@ -47,19 +50,28 @@ STEPS = (
 def run(step: Step) -> tuple[bool, float]:
     """Run one step; its output goes straight through. Returns (passed, seconds)."""
     started = time.monotonic()
-    process = subprocess.Popen(step.command)
+    # A session of its own, so that a stopped step takes its servers and kernels along.
+    process = subprocess.Popen(step.command, start_new_session=True)
     try:
         passed = process.wait(timeout=step.limit_s) == 0
     except subprocess.TimeoutExpired:
         print(f"{step.name}: not done after {step.limit_s:.0f} s, stopped", flush=True)
-        process.terminate()
-        try:
-            process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        stop(process, signal.SIGTERM)
         passed = False
+    except KeyboardInterrupt:
+        stop(process, signal.SIGINT)
+        raise
     return passed, time.monotonic() - started
+
+
+def stop(process: "subprocess.Popen[bytes]", how: signal.Signals) -> None:
+    """End a step and everything it started."""
+    os.killpg(process.pid, how)
+    try:
+        process.wait(timeout=GRACE_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def main(arguments: list[str]) -> int:
@@ -87,9 +99,13 @@ def main(arguments: list[str]) -> int:
     if failed:
         print(f"FAILED in {total_s:.0f} s: {', '.join(failed)}; alone again: make test STEPS='...'")
         return 1
-    print(f"all {len(results)} steps passed in {total_s:.0f} s")
+    passed = sum(passed for _, passed, _ in results)
+    print(f"{passed} of {len(results)} steps passed in {total_s:.0f} s")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,133 @@
+"""CI cannot be green by skipping, and `make test` cannot be green by not running."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+MARKED = """
+import pytest
+
+@pytest.mark.triton
+def test_server():
+    pytest.skip("no tritonserver")
+
+@pytest.mark.triton
+@pytest.mark.gpu
+def test_server_with_gpu():
+    pytest.skip("no GPU")
+
+def test_ordinary():
+    pytest.skip("not today")
+
+@pytest.mark.triton
+@pytest.mark.xfail(reason="known")
+def test_expected():
+    raise ValueError
+"""
+
+WHOLE_MODULE = "import pytest\npytest.skip('no tritonserver', allow_module_level=True)\n"
+
+
+def run_pytest(folder: Path, require: str | None) -> subprocess.CompletedProcess[str]:
+    """Run the tests below `folder` under a copy of this project's conftest.py."""
+    shutil.copy(ROOT / "tests" / "conftest.py", folder)
+    marks = "markers = ['triton', 'data', 'browser']"
+    (folder / "pyproject.toml").write_text(f"[tool.pytest.ini_options]\n{marks}\n")
+    environment = {name: value for name, value in os.environ.items() if name != "LABKIT_REQUIRE"}
+    if require is not None:
+        environment["LABKIT_REQUIRE"] = require
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_without_a_promise_a_skip_is_a_skip(tmp_path: Path) -> None:
+    (tmp_path / "test_marked.py").write_text(MARKED)
+    done = run_pytest(tmp_path, None)
+    assert done.returncode == 0, done.stdout
+    assert "3 skipped" in done.stdout
+
+
+def test_a_promised_need_turns_its_skips_into_failures(tmp_path: Path) -> None:
+    (tmp_path / "test_marked.py").write_text(MARKED)
+    done = run_pytest(tmp_path, "triton,data")
+    assert done.returncode == 1
+    assert "1 failed, 2 skipped, 1 xfailed" in done.stdout
+    assert "LABKIT_REQUIRE promises triton, yet: Skipped: no tritonserver" in done.stdout
+
+
+def test_a_module_that_skips_itself_is_judged_by_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "server").mkdir()
+    (tmp_path / "server" / "test_all.py").write_text(WHOLE_MODULE)
+    assert run_pytest(tmp_path, "data").returncode == 5  # nothing collected, nothing promised
+    done = run_pytest(tmp_path, "triton")
+    assert done.returncode not in (0, 5)
+    assert "LABKIT_REQUIRE promises triton" in done.stdout
+
+
+def test_an_unknown_promise_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "test_marked.py").write_text(MARKED)
+    done = run_pytest(tmp_path, "trition")
+    assert done.returncode != 0
+    assert "trition" in done.stdout + done.stderr
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> object:
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    import run_steps
+
+    def step(name: str, code: str, limit_s: float = 30, may_fail: bool = False) -> object:
+        command = (sys.executable, "-c", code)
+        return run_steps.Step(name, f"the {name} step", command, limit_s, may_fail)
+
+    monkeypatch.setattr(
+        run_steps,
+        "STEPS",
+        (
+            step("good", "print('fine')"),
+            step("bad", "raise SystemExit(1)"),
+            step("slow", "import time; time.sleep(60)", limit_s=0.5),
+            step("optional", "raise SystemExit(1)", may_fail=True),
+        ),
+    )
+    return run_steps
+
+
+def test_all_steps_run_and_each_failure_is_named(
+    steps: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert steps.main([]) == 1  # type: ignore[attr-defined]
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("FAILED in")
+    assert "bad, slow;" in last
+
+
+def test_steps_that_pass_end_with_one_line(
+    steps: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert steps.main(["good", "optional"]) == 0  # type: ignore[attr-defined]
+    output = capsys.readouterr().out
+    assert "1 of 2 steps passed" in output.splitlines()[-1]
+    assert "failed (not fatal)" in output
+
+
+def test_an_unknown_step_is_refused(steps: object, capsys: pytest.CaptureFixture[str]) -> None:
+    assert steps.main(["unti"]) == 2  # type: ignore[attr-defined]
+    assert "good, bad, slow, optional" in capsys.readouterr().err
+
+
+def test_ci_runs_make_test_and_says_what_must_not_be_skipped() -> None:
+    text = (ROOT / ".ci" / "run").read_text()
+    assert "make test" in text
+    assert "LABKIT_REQUIRE:-triton,data" in text
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)

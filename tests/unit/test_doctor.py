@@ -1,0 +1,222 @@
+"""labkit.doctor: each line says ok, or what to do; none of them raises."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from labkit import doctor
+from labkit.doctor import Check
+
+PINS = "# a comment\nalpha==1.0\nBeta_two==2.1  # why\n"
+
+
+@pytest.fixture
+def constraints(tmp_path: Path) -> Path:
+    path = tmp_path / "constraints.txt"
+    path.write_text(PINS)
+    return path
+
+
+@pytest.fixture
+def needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_direct_dependencies", lambda: ["alpha", "beta.two"])
+
+
+@pytest.mark.parametrize(
+    ("version", "status"),
+    [((3, 10, 9), "missing"), ((3, 11, 0), "ok"), ((3, 12, 1), "ok"), ((3, 13, 0), "missing")],
+)
+def test_python(version: tuple[int, ...], status: str) -> None:
+    check = doctor.check_python(version)
+    assert (check.status, check.detail) == (status, ".".join(map(str, version)))
+
+
+def test_pins_are_read_by_canonical_name(constraints: Path) -> None:
+    assert doctor.read_pins(constraints) == {"alpha": "1.0", "beta-two": "2.1"}
+
+
+@pytest.mark.usefixtures("needs")
+def test_packages(constraints: Path) -> None:
+    right = {"alpha": "1.0", "beta-two": "2.1", "unrelated": "7"}
+    assert doctor.check_packages(constraints, right).status == "ok"
+    other = doctor.check_packages(constraints, right | {"alpha": "1.1"})
+    assert (other.status, "alpha 1.1" in other.detail) == ("warning", True)
+    absent = doctor.check_packages(constraints, {"alpha": "1.0"})
+    assert (absent.status, absent.detail) == ("missing", "not installed: beta-two")
+    assert absent.advice == "make env"
+    assert doctor.check_packages(Path("nowhere"), right).status == "ok"
+
+
+def give_triton(monkeypatch: pytest.MonkeyPatch, binary: object) -> None:
+    module = types.SimpleNamespace(find_triton=lambda: binary)
+    real = doctor.importlib.import_module
+    monkeypatch.setattr(
+        doctor.importlib,
+        "import_module",
+        lambda name: module if name == "labkit.server" else real(name),
+    )
+
+
+@pytest.mark.parametrize(
+    ("binary", "has_docker", "status"),
+    [(None, False, "missing"), (None, True, "warning"), (object(), False, "ok")],
+)
+def test_triton(
+    monkeypatch: pytest.MonkeyPatch, binary: object, has_docker: bool, status: str
+) -> None:
+    give_triton(monkeypatch, binary)
+    monkeypatch.setattr(doctor.metadata, "version", lambda name: "0.7.0")
+    assert doctor.check_triton(has_docker).status == status
+
+
+def test_triton_advice_is_for_this_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    give_triton(monkeypatch, None)
+    monkeypatch.setattr(doctor.platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(doctor.platform, "machine", lambda: "arm64")
+    assert "install Docker" in doctor.check_triton(False).advice
+    monkeypatch.setattr(doctor.platform, "system", lambda: "Linux")
+    monkeypatch.setattr(doctor.platform, "machine", lambda: "x86_64")
+    assert doctor.check_triton(False).advice == "make env"
+
+
+def test_data_absent_damaged_and_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from labkit import download
+
+    absent = doctor.check_data(tmp_path)
+    assert (absent.status, "not in" in absent.detail) == ("warning", True)
+    (tmp_path / download.FOLDER).mkdir()
+    (tmp_path / download.FOLDER / "data_batch_1.bin").write_bytes(b"half")
+    damaged = doctor.check_data(tmp_path)
+    assert (damaged.status, damaged.detail) == ("warning", "damaged: data_batch_1.bin")
+    monkeypatch.setattr(download, "damaged", lambda folder: [])
+    assert doctor.check_data(tmp_path).status == "ok"
+
+
+@pytest.mark.parametrize(("free", "status"), [(4e8, "missing"), (2e9, "warning"), (9e9, "ok")])
+def test_disk(free: float, status: str) -> None:
+    assert doctor.check_disk(int(free)).status == status
+
+
+@pytest.mark.parametrize(("free", "status"), [(1e7, "missing"), (6.4e7, "warning"), (1e9, "ok")])
+def test_shared_memory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, free: float, status: str
+) -> None:
+    usage = types.SimpleNamespace(free=free)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    check = doctor.check_shared_memory(tmp_path)
+    assert check.status == status
+    assert ("--shm-size" in check.advice) == (status != "ok")
+
+
+def test_shared_memory_absent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(doctor.platform, "system", lambda: "Linux")
+    assert doctor.check_shared_memory(tmp_path / "none").status == "missing"
+    monkeypatch.setattr(doctor.platform, "system", lambda: "Darwin")
+    assert doctor.check_shared_memory(tmp_path / "none").status == "ok"
+
+
+def test_a_port_in_use_is_named() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        busy = doctor.check_ports([port])
+        assert (busy.status, busy.detail) == ("warning", f"in use: {port}")
+    assert doctor.check_ports([port]).status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("features", "status"),
+    [
+        ({"avx2"}, "warning"),
+        ({"avx2", "avx512_vnni"}, "ok"),
+        ({"avx_vnni"}, "ok"),
+        ({"amx_int8"}, "ok"),
+        (set(), "warning"),
+    ],
+)
+def test_cpu(features: set[str], status: str) -> None:
+    check = doctor.check_cpu(features)
+    assert check.status == status
+    assert ("reduce_range" in check.advice) == (status == "warning")
+
+
+def test_cores_and_overruling_threads() -> None:
+    assert doctor.check_cores(2, {}).status == "ok"
+    assert doctor.check_cores(1, {}).status == "warning"
+    overruled = doctor.check_cores(8, {"OMP_NUM_THREADS": "1"})
+    assert (overruled.status, "OMP_NUM_THREADS=1" in overruled.detail) == ("warning", True)
+
+
+def test_memory() -> None:
+    assert doctor.check_memory(2 * 10**9).status == "warning"
+    assert doctor.check_memory(16 * 10**9).status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("found", "answer", "status"),
+    [(None, None, "warning"), ("docker", None, "warning"), ("docker", "28.2.2", "ok")],
+)
+def test_docker(
+    monkeypatch: pytest.MonkeyPatch, found: str | None, answer: str | None, status: str
+) -> None:
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: found)
+    monkeypatch.setattr(doctor, "_output", lambda command: answer)
+    assert doctor.check_docker().status == status
+
+
+def test_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    assert doctor.check_gpu().status == "warning"
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: "nvidia-smi")
+    monkeypatch.setattr(doctor, "_output", lambda command: "NVIDIA T4, 15360 MiB")
+    assert doctor.check_gpu() == Check("GPU", "ok", "NVIDIA T4, 15360 MiB")
+
+
+def test_a_command_that_fails_or_is_absent_is_no_answer() -> None:
+    assert doctor._output(["false"]) is None
+    assert doctor._output(["no-such-command-here"]) is None
+    assert doctor._output(["echo", "answer"]) == "answer"
+
+
+def test_a_check_that_breaks_is_a_line_of_its_own() -> None:
+    def broken() -> Check:
+        raise ZeroDivisionError("by zero")
+
+    check = doctor._guarded("sums", broken)
+    assert (check.name, check.status) == ("sums", "warning")
+    assert "ZeroDivisionError: by zero" in check.detail
+
+
+def test_all_checks_on_this_machine() -> None:
+    checks = {check.name: check for check in doctor.run_checks()}
+    assert {"Python", "packages", "Triton", "CIFAR-10", "disk", "/dev/shm", "ports", "CPU", "cores",
+            "memory", "Docker", "GPU"} == set(checks)  # fmt: skip
+    assert checks["Python"].status == "ok"
+    broken = [check for check in checks.values() if "could not be looked at" in check.detail]
+    assert broken == []
+    for check in checks.values():
+        assert check.detail
+        assert check.status == "ok" or check.advice
+
+
+def test_the_command_says_no_with_its_exit_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    from typer.testing import CliRunner
+
+    from labkit.cli import app
+
+    def run_with(*statuses: Any) -> int:
+        checks = [Check("a thing", status, "found", "do this") for status in statuses]
+        monkeypatch.setattr(doctor, "run_checks", lambda: checks)
+        result = CliRunner().invoke(app, ["doctor"])
+        assert "do this" in result.output
+        return result.exit_code
+
+    assert run_with("ok", "warning") == 0
+    assert run_with("ok", "missing") == 1

@@ -1,0 +1,128 @@
+"""tools/make_env.sh: which Python it takes, and what it says where there is none."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "make_env.sh"
+
+# A stand-in for a Python: prints its version, makes a "venv", and knows enough pip to be satisfied.
+FAKE_PYTHON = """#!/bin/sh
+case "$*" in
+    *"sys.exit(sys.version_info"*) exit {usable} ;;
+    *"sys.version_info[:3]"*) echo "{version}" ;;
+    *libc_ver*) echo "{glibc}" ;;
+    "-m venv "*) mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
+    *"pip list"*) echo "pip==1" ;;
+    *"pip install"*) echo "$*" >> installed; exit {pip} ;;
+esac
+"""
+
+
+class Box:
+    """An empty project folder and a PATH with chosen Pythons."""
+
+    def __init__(self, root: Path) -> None:
+        self.project = root / "a project with spaces"
+        self.bin = root / "bin"
+        self.project.mkdir()
+        self.bin.mkdir()
+        for tool in ("date", "cat", "pwd", "rm", "mkdir", "cp", "uname", "df", "awk", "du", "cut",
+                     "wc", "sh", "expr", "printf"):  # fmt: skip
+            path = Path("/usr/bin") / tool
+            (self.bin / tool).symlink_to(path if path.exists() else Path("/bin") / tool)
+
+    def python(
+        self, name: str, version: str = "3.12.1", usable: bool = True, glibc: str = "2.36",
+        pip: int = 0,
+    ) -> Path:  # fmt: skip
+        path = self.bin / name
+        text = FAKE_PYTHON.format(
+            version=version, usable=0 if usable else 1, glibc=glibc, pip=pip
+        )  # fmt: skip
+        path.write_text(text)
+        path.chmod(0o755)
+        return path
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["/bin/sh", str(SCRIPT), *arguments],
+            cwd=self.project, env={"PATH": str(self.bin)},
+            capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> Box:
+    return Box(tmp_path)
+
+
+def test_the_newest_python_that_starts_is_taken(box: Box) -> None:
+    broken = box.bin / "python3.12"  # as a version manager leaves it
+    broken.write_text("#!/bin/sh\necho 'command not found' >&2\nexit 127\n")
+    broken.chmod(0o755)
+    box.python("python3.11", "3.11.7")
+    box.python("python3", "3.9.2", usable=False)
+    done = box.run()
+    assert done.returncode == 0, done.stderr
+    assert "python3.11 (3.11.7)" in done.stdout
+    assert (box.project / "installed").read_text().count("-c constraints.txt -e .[dev]") == 1
+    assert done.stdout.splitlines()[-1].startswith("environment: ready in .venv")
+
+
+def test_no_usable_python_is_one_sentence(box: Box) -> None:
+    box.python("python3", "3.9.2", usable=False)
+    done = box.run()
+    assert done.returncode == 1
+    assert "Python 3.11 or 3.12" in done.stderr
+    assert "python3 (3.9.2)" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (box.project / ".venv").exists()
+
+
+def test_no_python_at_all(box: Box) -> None:
+    done = box.run()
+    assert done.returncode == 1
+    assert "no Python at all" in done.stderr
+
+
+def test_a_named_python_is_taken_or_refused_by_name(box: Box) -> None:
+    named = box.python("my-python", "3.11.9")
+    assert box.run(str(named)).returncode == 0
+    other = Box(box.project)
+    old = other.python("old-python", "3.8.18", usable=False)
+    done = other.run(str(old))
+    assert done.returncode == 1
+    assert f"PYTHON={old} (3.8.18)" in done.stderr
+
+
+def test_an_environment_made_elsewhere_is_made_anew(box: Box) -> None:
+    box.python("python3.12")
+    assert box.run().returncode == 0
+    (box.project / ".venv" / "old").touch()
+    assert box.run().returncode == 0
+    assert (box.project / ".venv" / "old").exists()  # the same place: only completed
+    (box.project / ".venv" / "made-in").write_text("/elsewhere\n")
+    done = box.run()
+    assert "was not made in this folder" in done.stdout
+    assert not (box.project / ".venv" / "old").exists()
+
+
+def test_a_failed_installation_says_how_to_go_on(box: Box) -> None:
+    box.python("python3.12", pip=1)
+    done = box.run()
+    assert done.returncode == 1
+    assert "run it again" in done.stderr
+    assert "ready" not in done.stdout
+
+
+def test_an_old_c_library_is_named_before_gigabytes_are_fetched(box: Box) -> None:
+    box.python("python3.12", glibc="2.31")
+    done = box.run()
+    assert done.returncode == 1
+    assert "2.31" in done.stderr
+    assert "2.35" in done.stderr
+    assert not (box.project / "installed").exists()
