@@ -1,0 +1,1 @@
+"""The onnxruntime stand-in."""

@@ -1,0 +1,62 @@
+"""Read Triton's log: which model failed to load, and in which words."""
+
+import re
+from pathlib import Path
+
+# A record starts like `E1123 01:15:32.376892 8042 model_lifecycle.cc:642] "message`.
+_RECORD = re.compile(r"^[IWEFV]\d{4} \d\d:\d\d:\d\d\.\d+ \d+ \S+:\d+\] ?")
+_FAILED = (
+    re.compile(r"failed to load '(?P<model>[^']+)' version \d+: (?P<why>.*)", re.DOTALL),
+    re.compile(r"Poll failed for model directory '(?P<model>[^']+)': (?P<why>.*)", re.DOTALL),
+    re.compile(r"failed to load model '(?P<model>[^']+)': (?P<why>.*)", re.DOTALL),
+)
+_BIND = re.compile(r"already in use|failed to start (HTTP|GRPC|metrics)|Address in use", re.I)
+MAX_LINES = 40
+
+
+def records(text: str) -> list[str]:
+    """Split a log into its records; lines without a header belong to the record before."""
+    found: list[str] = []
+    for line in text.splitlines():
+        if _RECORD.match(line) or not found:
+            found.append(line)
+        else:
+            found[-1] += "\n" + line
+    return found
+
+
+def failed_models(text: str) -> dict[str, str]:
+    """Return model name → what the server says about its failed load, in the order met."""
+    failures: dict[str, str] = {}
+    for record in records(text):
+        message = _RECORD.sub("", record, count=1).strip().strip('"')
+        for pattern in _FAILED:
+            match = pattern.search(message)
+            if match:
+                failures.setdefault(match["model"], _shorten(match["why"].strip().strip('"')))
+                break
+    return failures
+
+
+def lost_a_port(text: str) -> bool:
+    """Say whether the server ended because an address was taken."""
+    return _BIND.search(text) is not None
+
+
+def tail(path: Path, lines: int = 15) -> str:
+    """Return the last lines of a log, without the ASCII tables."""
+    kept = [line for line in read(path).splitlines() if line and line[0] not in "+|"]
+    return "\n".join(kept[-lines:])
+
+
+def read(path: Path) -> str:
+    """Return the text of a log; empty when there is none yet."""
+    try:
+        return path.read_text(errors="replace")
+    except FileNotFoundError:
+        return ""
+
+
+def _shorten(message: str) -> str:
+    lines = message.splitlines()
+    return "\n".join(lines[:MAX_LINES] + ["…"] * (len(lines) > MAX_LINES))

@@ -1,0 +1,90 @@
+"""A server's private folder: the assembled backends, and the sign of who owns what it left behind.
+
+The folder's name is also the prefix of the server's shared-memory files. Its `lock` is held by the
+supervisor and by every process of the server, so a lock that can be taken means that all are gone.
+"""
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import labkit
+from labkit.server.find import TritonBinary
+from labkit.server.supervisor import remove_files
+
+PREFIX = "labkit-triton-"
+STAND_INS = ("onnxruntime", "openvino", "pytorch")
+
+
+def make_run_folder() -> tuple[Path, int]:
+    """Make a run folder and take its lock.
+
+    Returns:
+        The folder, and the file descriptor that holds the lock.
+    """
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+        lock_fd = os.open(folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        fcntl.flock(lock_fd, fcntl.LOCK_EX)
+        if (folder / "lock").exists():  # else a cleaner was faster than the lock
+            return folder, lock_fd
+        os.close(lock_fd)
+
+
+def remove_abandoned() -> list[Path]:
+    """Remove run folders and shared memory of this user's servers whose processes are all gone."""
+    removed = []
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        try:
+            if folder.stat().st_uid != os.getuid():
+                continue
+            lock_fd = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC)
+        except OSError:  # just being made, just removed, or no folder of ours
+            continue
+        try:
+            fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            continue  # its server lives
+        else:
+            remove_files(folder)
+            removed.append(folder)
+        finally:
+            os.close(lock_fd)
+    return removed
+
+
+def assemble_backends(folder: Path, binary: TritonBinary) -> Path:
+    """Put the Python backend and the stand-ins together below a run folder.
+
+    Triton refuses a backend library that is a link out of its folder, and may change the mode of
+    the stub: so both are copies, and site-packages stays as it is.
+    """
+    python = folder / "backends" / "python"
+    python.mkdir(parents=True)
+    for file in binary.python_backend.iterdir():
+        if file.is_file():
+            shutil.copy2(file, python / file.name)
+    shutil.copy2(binary.stub, python / binary.stub.name)
+    sources = Path(labkit.__file__).parent / "backends"
+    for name in STAND_INS:
+        (folder / "backends" / name).mkdir()
+        shutil.copy2(sources / name / "model.py", folder / "backends" / name / "model.py")
+    if binary.libpython is not None and binary.libpython.is_absolute():
+        (folder / "lib").mkdir()
+        (folder / "lib" / binary.libpython.name).symlink_to(binary.libpython)
+    return folder / "backends"
+
+
+def link_models(folder: Path, repository: Path, models: Iterable[str]) -> Path:
+    """Show only these models to the server: a repository of links, at a path without spaces.
+
+    Triton starts its stubs through a shell and does not quote the paths.
+    """
+    shown = folder / "models"
+    shown.mkdir()
+    for name in models:
+        (shown / name).symlink_to(repository / name, target_is_directory=True)
+    return shown
