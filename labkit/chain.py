@@ -6,8 +6,10 @@ a killed kernel leaves every cell "completed". A stage has passed when its execu
 that every code cell ran without an error, and its files hold up to `labkit.checks`.
 """
 
+import ctypes
 import logging
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -23,7 +25,7 @@ import psutil
 from labkit.checks import STAGE_CHECKS, CheckResult, check_stage
 from labkit.environment import environment_facts
 from labkit.errors import LabError
-from labkit.profiles import Profile, get_profile
+from labkit.profiles import Profile, preset
 from labkit.workspace import Workspace, project_root, write_json
 
 log = logging.getLogger(__name__)
@@ -33,6 +35,7 @@ STAGES: tuple[str, ...] = tuple(STAGE_CHECKS)
 WALL_LIMIT_S = {"smoke": 300.0, "standard": 3_600.0, "full": 6 * 3_600.0}
 STOP_GRACE_S = 10.0
 POLL_S = 0.2
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 PASSED, FAILED = "passed", "failed"
 
 
@@ -127,7 +130,7 @@ def run_chain(
     for path in (folder, workspace.root):
         if set("{}") & set(str(path)):
             raise UnsafePath(f"got {path}: papermill formats braces in paths; use a path without")
-    profile = get_profile(profile_name)
+    profile = preset(profile_name)
     limit_s = wall_limit_s or WALL_LIMIT_S[profile.name]
     started = datetime.now(UTC).isoformat(timespec="seconds")
     results: list[StageResult] = []
@@ -205,11 +208,13 @@ def _execute(
 ) -> bool:
     """Run papermill in a child process; return whether the deadline stopped it."""
     command = [sys.executable, "-m", "papermill", str(source), str(executed), "--log-output"]
-    command += ["--no-progress-bar", "--cwd", str(source.parent), "--kernel", "python3"]
+    command += ["--no-progress-bar", "--cwd", str(source.parent)]
+    command += ["--kernel", "python3", "--language", "python"]  # whatever its metadata says
     command += ["-r", "profile", profile.name, "-r", "workspace", str(workspace.root)]
     hidden = {"LABKIT_PROFILE", "LABKIT_WORKSPACE"}  # the parameters decide, and nothing else
     environment = {key: value for key, value in os.environ.items() if key not in hidden}
     environment |= {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "PYTHONUNBUFFERED": "1"}
+    environment |= {"JUPYTER_PREFER_ENV_PATH": "1"}  # this environment's kernel, not the user's
     begin = time.monotonic()
     with log_path.open("wb") as stream:
         child = subprocess.Popen(
@@ -219,6 +224,7 @@ def _execute(
             stderr=subprocess.STDOUT,
             env=environment,
             start_new_session=True,
+            preexec_fn=_end_with_parent,
         )
     with _stopped_at_the_end(child):
         while child.poll() is None:
@@ -227,6 +233,12 @@ def _execute(
             on_progress(Progress(source.stem, time.monotonic() - begin, _last_line(log_path)))
             time.sleep(POLL_S)
     return False
+
+
+def _end_with_parent() -> None:
+    """In the child: end when the chain is killed. The kernel and its server then follow."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 @contextmanager

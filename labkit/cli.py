@@ -73,11 +73,10 @@ def run(
     """Run the notebooks headless, in order, each judged by what it made."""
     from labkit.chain import PASSED, STAGES, run_chain, stages_from
     from labkit.download import fetch
-    from labkit.profiles import PROFILES, UnknownProfile
+    from labkit.profiles import preset
     from labkit.workspace import Workspace
 
-    if profile not in PROFILES:
-        raise UnknownProfile(f"got profile {profile!r}, expected one of: {', '.join(PROFILES)}")
+    preset(profile)  # a wrong name is said before anything is downloaded
     stages = stages_from(first)
     fetch()  # before the clock of the first notebook starts
     workspace = Workspace.at(out.absolute() if out else Path("runs") / profile)
@@ -191,9 +190,18 @@ def serve(
         runtime=runtime,
         config_name=config_name,
     )
-    with console.status("starting Triton …"), server:
-        pass
-    raise typer.Exit(0)
+    with console.status("starting Triton …"):
+        server.start()
+    try:
+        console.print(
+            f"[green]ready:[/] {len(server.models or [])} models, runtime {server.runtime}\n"
+            f"  HTTP     http://{server.http}\n  gRPC     {server.grpc}\n"
+            f"  metrics  http://{server.metrics}/metrics\n  log      {server.log_path}\n"
+            "stop with Ctrl-C"
+        )
+        server.wait()
+    finally:
+        server.stop()
 
 
 def _servable(repository: Path) -> list[str]:

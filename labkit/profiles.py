@@ -57,8 +57,21 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
+def preset(name: str) -> Profile:
+    """Return a preset by name, whatever the environment says.
+
+    Raises:
+        UnknownProfile: there is no such preset.
+    """
+    try:
+        return PROFILES[name]
+    except KeyError:
+        known = ", ".join(PROFILES)
+        raise UnknownProfile(f"profile {name!r} does not exist; choose one of: {known}") from None
+
+
 def get_profile(name: str = "standard") -> Profile:
-    """Return a preset by name.
+    """Return the preset that a notebook names.
 
     Args:
         name: `smoke`, `standard` or `full`. The environment variable `LABKIT_PROFILE` overrides
@@ -67,9 +80,4 @@ def get_profile(name: str = "standard") -> Profile:
     Raises:
         UnknownProfile: there is no such preset.
     """
-    name = os.environ.get("LABKIT_PROFILE") or name
-    try:
-        return PROFILES[name]
-    except KeyError:
-        known = ", ".join(PROFILES)
-        raise UnknownProfile(f"profile {name!r} does not exist; choose one of: {known}") from None
+    return preset(os.environ.get("LABKIT_PROFILE") or name)

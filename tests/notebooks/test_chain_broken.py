@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import nbformat
@@ -43,9 +43,7 @@ def no_stage_checks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run_one(tmp_path: Path, workspace: Workspace, limit_s: float = 60) -> chain.StageResult:
-    results = run_chain(
-        workspace, "smoke", (STAGE,), tmp_path / "notebooks", wall_limit_s=limit_s
-    )
+    results = run_chain(workspace, "smoke", (STAGE,), tmp_path / "notebooks", wall_limit_s=limit_s)
     assert len(results) == 1
     return results[0]
 
@@ -84,9 +82,7 @@ def test_an_error_names_cell_and_error_and_keeps_the_notebook(
         "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
     ],
 )
-def test_leaving_the_kernel_is_no_success(
-    tmp_path: Path, workspace: Workspace, fault: str
-) -> None:
+def test_leaving_the_kernel_is_no_success(tmp_path: Path, workspace: Workspace, fault: str) -> None:
     write_notebook(tmp_path / "notebooks", GOOD, fault, "print('never')")
     result = run_one(tmp_path, workspace)
     assert result.status == FAILED
@@ -199,7 +195,7 @@ def runner(tmp_path: Path) -> Iterator["subprocess.Popen[bytes]"]:
     child.wait()
 
 
-def wait_for(condition: "callable", limit_s: float) -> None:
+def wait_for(condition: Callable[[], bool], limit_s: float) -> None:
     deadline = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < deadline, f"not within {limit_s} s"

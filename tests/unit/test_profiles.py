@@ -12,7 +12,7 @@ def test_the_three_presets() -> None:
 
 
 def test_unknown_profile_lists_the_known() -> None:
-    with pytest.raises(UnknownProfile, match="'fast' does not exist; .*smoke, standard, full"):
+    with pytest.raises(UnknownProfile, match=r"'fast' does not exist; .*smoke, standard, full"):
         get_profile("fast")
 
 

@@ -45,7 +45,9 @@ def test_tracked_configs_are_the_generated_ones(name: str) -> None:
 
 
 def test_no_tracked_model_is_unknown_to_the_lab() -> None:
-    folders = {path.name for path in (project_root() / "model_repository").iterdir() if path.is_dir()}
+    folders = {
+        path.name for path in (project_root() / "model_repository").iterdir() if path.is_dir()
+    }
     assert folders <= set(VARIANTS)
 
 

@@ -106,7 +106,9 @@ def test_missing_thread_count_is_a_warning(repository: Path) -> None:
 def test_unknown_accelerator(repository: Path) -> None:
     text = to_text(to_config(replace(ONNX, accelerator="mkldnn")))
     (repository / ONNX.name / "config.pbtxt").write_text(text)
-    assert "unknown CPU execution accelerator 'mkldnn'" in only(check_repository(repository)).message
+    assert (
+        "unknown CPU execution accelerator 'mkldnn'" in only(check_repository(repository)).message
+    )
 
 
 def test_a_fixed_batch_axis_does_not_go_with_batching(repository: Path) -> None:

@@ -50,14 +50,14 @@ def test_atomic_path_keeps_the_suffix_and_makes_the_file_readable(tmp_path: Path
 
 
 def test_json_refuses_nan(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="NaN|JSON compliant|Out of range"):
+    with pytest.raises(ValueError, match=r"NaN|JSON compliant|Out of range"):
         write_json(tmp_path / "x.json", {"accuracy": float("nan")})
     assert not (tmp_path / "x.json").exists()
 
 
 def test_corrupt_json_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text('{"a": ')
-    with pytest.raises(CorruptFile, match="is not valid JSON .*delete it and run again"):
+    with pytest.raises(CorruptFile, match=r"is not valid JSON .*delete it and run again"):
         read_json(tmp_path / "x.json")
 
 
