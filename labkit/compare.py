@@ -1,0 +1,161 @@
+"""Compare runners within one run: interleaved, repeated, given as ratios with n and spread.
+
+On a shared machine the speed of everything drifts by tens of percent within a minute. Runners
+measured in turn, in short slices, drift together, so their ratio holds still.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from labkit.errors import LabError
+from labkit.runtime import Runner, probe_images, throughput
+
+
+class ComparisonError(LabError):
+    """Runners that cannot be compared fairly."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A median, with what is needed to judge it.
+
+    Attributes:
+        median: Of `n` values.
+        low: The smallest value.
+        high: The largest value.
+        n: How many values.
+    """
+
+    median: float
+    low: float
+    high: float
+    n: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        """Summarize at least one value."""
+        return cls(statistics.median(values), min(values), max(values), len(values))
+
+    def __str__(self) -> str:
+        """Such as `1.95 (1.90 to 2.01, n = 5)`."""
+        return f"{self.median:.2f} ({self.low:.2f} to {self.high:.2f}, n = {self.n})"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Rates of several runners, measured in turn.
+
+    Attributes:
+        batch: Images per call.
+        threads: Threads of each call, the same for all.
+        baseline: Name of the runner that the others are divided by.
+        images_per_s: Runner → rate, one value per round.
+        ratio: Runner → its rate divided by the baseline's of the same round.
+    """
+
+    batch: int
+    threads: int
+    baseline: str
+    images_per_s: dict[str, Spread]
+    ratio: dict[str, Spread]
+
+    def best(self) -> str:
+        """Return the name of the fastest runner."""
+        return max(self.ratio, key=lambda name: self.ratio[name].median)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain dicts and numbers."""
+        return asdict(self)
+
+
+def compare(
+    runners: Mapping[str, Runner],
+    baseline: str,
+    batch: int = 32,
+    rounds: int = 5,
+    seconds: float = 0.3,
+    progress: Callable[[str], None] | None = None,
+) -> Comparison:
+    """Measure runners in turn, `rounds` times, `seconds` each time.
+
+    Every other round goes backwards, so that no runner always follows the same one.
+
+    Args:
+        runners: Name → runner, all with the same number of threads.
+        baseline: The name of the one to divide by.
+        batch: Images per call.
+        rounds: Values per runner.
+        seconds: Length of one slice.
+        progress: Called with one line after each round.
+
+    Raises:
+        ComparisonError: unknown baseline, no rounds, or differing thread counts.
+    """
+    if baseline not in runners:
+        raise ComparisonError(f"baseline {baseline!r} is not among {', '.join(runners)}")
+    if rounds < 1:
+        raise ComparisonError(f"got rounds={rounds}, expected at least 1")
+    threads = {name: runner.threads for name, runner in runners.items()}
+    if len(set(threads.values())) > 1:
+        raise ComparisonError(f"thread counts differ, so rates would not compare: {threads}")
+    rates: dict[str, list[float]] = {name: [] for name in runners}
+    for index in range(rounds):
+        for name in list(runners)[:: 1 if index % 2 == 0 else -1]:
+            rates[name].append(throughput(runners[name], batch, seconds).images_per_s)
+        if progress:
+            progress(f"round {index + 1} of {rounds}")
+    ratios = {
+        name: [own / base for own, base in zip(values, rates[baseline], strict=True)]
+        for name, values in rates.items()
+    }
+    return Comparison(
+        batch,
+        next(iter(threads.values())),
+        baseline,
+        {name: Spread.of(values) for name, values in rates.items()},
+        {name: Spread.of(values) for name, values in ratios.items()},
+    )
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Times of single calls, in milliseconds.
+
+    Attributes:
+        batch: Images per call.
+        n: Calls.
+        p5: 5th percentile.
+        p50: Median.
+        p95: 95th percentile.
+    """
+
+    batch: int
+    n: int
+    p5: float
+    p50: float
+    p95: float
+
+
+def latency_ms(runner: Runner, batch: int = 1, calls: int = 100, warm_up: int = 3) -> Latency:
+    """Time `calls` single calls, after `warm_up` calls that do not count.
+
+    Raises:
+        ComparisonError: fewer than 20 calls, which have no 5th and 95th percentile.
+    """
+    if calls < 20:
+        raise ComparisonError(f"got calls={calls}, expected at least 20 for percentiles")
+    images = probe_images(batch)
+    for _ in range(warm_up):
+        runner(images)
+    times = []
+    for _ in range(calls):
+        start = time.perf_counter()
+        runner(images)
+        times.append(1e3 * (time.perf_counter() - start))
+    p5, p50, p95 = np.percentile(times, [5, 50, 95])
+    return Latency(batch, calls, float(p5), float(p50), float(p95))
