@@ -1,0 +1,256 @@
+"""The report: evidence of a run → `report.json` → `report.html`.
+
+Every value in the report is a `Mark`, read out of an artifact by a JSON pointer, or `Unmeasured`
+with a reason. This module decides which claims are made and where their evidence lies; it computes
+nothing.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+
+from labkit.environment import environment_facts
+from labkit.errors import LabError
+from labkit.evidence import EvidenceFolder, Mark, Unmeasured, mark_or_reason
+from labkit.repository import VARIANTS
+from labkit.workspace import Workspace, write_json, write_text
+
+SCHEMA_VERSION = 1
+NO_GPU = "no NVIDIA GPU with TensorRT was there: 03_export builds the engine where there is one"
+
+
+class ReportError(LabError):
+    """A report does not fit its schema, or says what its evidence does not."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One value that every variant has.
+
+    Attributes:
+        key: Name in `report.json`.
+        file: Artifact with the evidence.
+        pointer: JSON pointer in it; `{name}` stands for the variant.
+    """
+
+    key: str
+    file: str
+    pointer: str
+
+
+# What is said of each variant. A row is marked as measured only when all of these are.
+COLUMNS = tuple(
+    Column(key, "query.json", f"/variants/{{name}}/{pointer}")
+    for key, pointer in (
+        ("backend", "backend"),
+        ("runtime", "runtime"),
+        ("size_bytes", "size_bytes"),
+        ("accuracy", "accuracy"),
+        ("accuracy_n", "n"),
+        ("agreement", "agreement"),
+        ("latency_p50_ms", "latency_ms/p50"),
+        ("latency_p95_ms", "latency_ms/p95"),
+        ("latency_p99_ms", "latency_ms/p99"),
+        ("latency_n", "latency_ms/n"),
+        ("throughput_images_s", "throughput_images_s/median"),
+        ("throughput_low", "throughput_images_s/low"),
+        ("throughput_high", "throughput_images_s/high"),
+        ("throughput_n", "throughput_images_s/n"),
+        ("throughput_batch", "throughput_images_s/batch"),
+    )
+)
+OPTIONAL = frozenset({"latency_p99_ms", "throughput_low", "throughput_high"})  # need many samples
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One row of the report besides the variants.
+
+    Attributes:
+        section: Heading under which it stands.
+        title: What is claimed.
+        file, pointer: Where the evidence is.
+        note: What the value means, one phrase.
+    """
+
+    section: str
+    title: str
+    file: str
+    pointer: str
+    note: str = ""
+
+
+def claims() -> Iterator[Claim]:
+    """Yield every claim that the report makes besides its table of variants."""
+    yield from _server_claims()
+    yield from _model_claims()
+    yield from _tuning_claims()
+
+
+def _server_claims() -> Iterator[Claim]:
+    server = "Server"
+    for title, pointer, note in (
+        ("Triton is live", "/server/health/live", "GET /v2/health/live"),
+        ("Triton and every model are ready", "/server/health/ready", "GET /v2/health/ready"),
+        ("Version", "/server/version", "as the server itself says"),
+        ("HTTP endpoint", "/server/ports/http", "REST API: inference, health, metadata"),
+        ("gRPC endpoint", "/server/ports/grpc", "the same protocol, binary"),
+        ("Metrics endpoint", "/server/ports/metrics", "Prometheus text, on a port of its own"),
+        ("Metrics are counted", "/server/metrics", "samples read after the requests"),
+        ("Protocol extensions", "/server/extensions", "GET /v2"),
+    ):
+        yield Claim(server, title, "query.json", pointer, note)
+
+
+def _model_claims() -> Iterator[Claim]:
+    yield Claim(
+        "Models",
+        "Configurations fit their files",
+        "configure.json",
+        "/findings",
+        "findings of `labkit check`; an empty list is the aim",
+    )
+    yield Claim(
+        "Models",
+        "Mistakes are diagnosed",
+        "configure.json",
+        "/diagnosed",
+        "broken on purpose in 05_configure",
+    )
+
+
+def _tuning_claims() -> Iterator[Claim]:
+    yield Claim(
+        "Tuning",
+        "Recommended setting",
+        "tune.json",
+        "/recommendation",
+        "chosen by the rule stated in 07_tune, written back as configs/tuned.pbtxt",
+    )
+
+
+def build_report(workspace: Workspace) -> dict[str, Any]:
+    """Collect the evidence of a run.
+
+    Returns:
+        The content of `report.json`, which fits `report_schema.json`.
+    """
+    folder = EvidenceFolder(workspace)
+    report = {
+        "schema_version": SCHEMA_VERSION,
+        "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "environment": environment_facts(),
+        "variants": [_variant(folder, name) for name in VARIANTS],
+        "claims": [_claim(folder, claim) for claim in claims()],
+        "configs": {
+            name: mark_or_reason(folder, "configure.json", f"/models/{name}").to_dict()
+            for name in VARIANTS
+        },
+        "evidence": {
+            name: {key: entry[key] for key in ("sha256", "bytes", "made_by", "made_at")}
+            for name, entry in workspace.manifest().items()
+            if not name.startswith("report.")
+        },
+    }
+    validate_report(report)
+    return report
+
+
+def _variant(folder: EvidenceFolder, name: str) -> dict[str, Any]:
+    """Return the row of one variant."""
+    spec = VARIANTS[name]
+    cells: dict[str, Mark | Unmeasured] = {
+        column.key: mark_or_reason(folder, column.file, column.pointer.format(name=name))
+        for column in COLUMNS
+    }
+    missing = [
+        f"{key}: {cell.reason}"
+        for key, cell in cells.items()
+        if isinstance(cell, Unmeasured) and key not in OPTIONAL
+    ]
+    row: dict[str, Any] = {
+        "name": name,
+        "point": spec.point,
+        "instances": spec.instances,
+        "threads": spec.threads,
+        "status": "not measured" if missing else "measured",
+        "cells": {key: cell.to_dict() for key, cell in cells.items()},
+    }
+    if missing:
+        row["reason"] = _reason(folder, name) or missing[0]
+    return row
+
+
+def _reason(folder: EvidenceFolder, name: str) -> str:
+    """Return why a variant was not measured, in the words of the notebook that tried."""
+    reason = mark_or_reason(folder, "query.json", f"/variants/{name}/reason")
+    if isinstance(reason, Mark):
+        return str(reason.value)
+    return NO_GPU if name == "cifar10_tensorrt" else ""
+
+
+def _claim(folder: EvidenceFolder, claim: Claim) -> dict[str, Any]:
+    """Return the row of one claim."""
+    found = mark_or_reason(folder, claim.file, claim.pointer).to_dict()
+    return {"section": claim.section, "title": claim.title, "note": claim.note, **found}
+
+
+def validate_report(report: dict[str, Any], workspace: Workspace | None = None) -> None:
+    """Hold a report against its schema, and against its evidence where the run is given.
+
+    Raises:
+        ReportError: it does not fit, or a value is not the one in the file it points at.
+    """
+    try:
+        jsonschema.validate(report, json.loads(_template("report_schema.json")))
+    except jsonschema.ValidationError as error:
+        where = "/".join(map(str, error.absolute_path)) or "the top"
+        raise ReportError(
+            f"report.json does not fit its schema at {where}: {error.message}"
+        ) from error
+    if workspace is None:
+        return
+    folder = EvidenceFolder(workspace)
+    for mark in _marks(report):
+        place = mark["evidence"]
+        value = folder.value(place["file"], place["pointer"])
+        if value != mark["value"]:
+            raise ReportError(
+                f"the report says {mark['value']!r}, {place['file']} has {value!r} at "
+                f"{place['pointer']}: build the report again"
+            )
+
+
+def _marks(node: Any) -> Iterator[dict[str, Any]]:
+    """Yield every measured value of a report, at whatever depth."""
+    if isinstance(node, dict):
+        if "evidence" in node and "value" in node:
+            yield node
+        else:
+            for child in node.values():
+                yield from _marks(child)
+    elif isinstance(node, list):
+        for child in node:
+            yield from _marks(child)
+
+
+def write_report(workspace: Workspace, made_by: str) -> list[Path]:
+    """Build and write `report.json` and `report.html`; returns both paths."""
+    from labkit.report_page import render
+
+    report = build_report(workspace)
+    write_json(workspace.path("report.json"), report)
+    write_text(workspace.path("report.html"), render(report, workspace))
+    workspace.record("report.json", "report.html", made_by=made_by)
+    return [workspace.path("report.json"), workspace.path("report.html")]
+
+
+def _template(name: str) -> str:
+    """Return a file of `labkit/templates`."""
+    return (resources.files("labkit") / "templates" / name).read_text(encoding="utf-8")

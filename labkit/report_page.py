@@ -1,0 +1,132 @@
+"""`report.json` → one self-contained page: no script, no file beside it, no network."""
+
+import base64
+import io
+from itertools import groupby
+from typing import Any
+
+import jinja2
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from labkit.plots.report import VariantPoint, variant_comparison
+from labkit.workspace import Workspace
+
+
+def render(report: dict[str, Any], workspace: Workspace) -> str:
+    """Return the page of a report as HTML.
+
+    Args:
+        report: The content of `report.json`, validated.
+        workspace: The run; only its name is shown.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("labkit", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(cell=_cell, number=_number, megabytes=_megabytes, plain=_plain)
+    points = variant_points(report)
+    return environment.get_template("report.html").render(
+        report=report,
+        run=workspace.root.name,
+        headline=_headline(points),
+        comparison=_svg(variant_comparison(points)) if points else "",
+        sections=[
+            (section, list(rows))
+            for section, rows in groupby(report["claims"], key=lambda row: row["section"])
+        ],
+        unmeasured=list(_unmeasured(report)),
+    )
+
+
+def variant_points(report: dict[str, Any]) -> list[VariantPoint]:
+    """Return what the comparison figure shows, for the variants that were measured."""
+    points = []
+    for row in report["variants"]:
+        if row["status"] != "measured":
+            continue
+        value = {key: cell.get("value") for key, cell in row["cells"].items()}
+        throughput = value["throughput_images_s"]
+        points.append(
+            VariantPoint(
+                name=row["name"],
+                backend=value["backend"],
+                accuracy=value["accuracy"],
+                accuracy_n=value["accuracy_n"],
+                throughput_images_s=throughput,
+                low=value.get("throughput_low") or throughput,
+                high=value.get("throughput_high") or throughput,
+                p50_ms=value["latency_p50_ms"],
+                p95_ms=value["latency_p95_ms"],
+                size_mb=value["size_bytes"] / 1e6,
+            )
+        )
+    return points
+
+
+def _headline(points: list[VariantPoint]) -> list[str]:
+    """Return what a reader should take away, computed from the rows of the table."""
+    if not points:
+        return []
+    original, fastest = points[0], max(points, key=lambda point: point.throughput_images_s)
+    ratio = fastest.throughput_images_s / original.throughput_images_s
+    change = 100 * (fastest.accuracy - original.accuracy)
+    smallest = min(points, key=lambda point: point.size_mb)
+    return [
+        f"{len(points)} variants of one network answered through the server; the original is "
+        f"right on {100 * original.accuracy:.2f} % of {original.accuracy_n:,} test images.",
+        f"Fastest at batch 32: {fastest.name}, {fastest.throughput_images_s:,.0f} images/s, "
+        f"{ratio:.2f}× the original, accuracy {change:+.2f} points.",
+        f"Smallest: {smallest.name}, {smallest.size_mb:.2f} MB against {original.size_mb:.2f} MB.",
+    ]
+
+
+def _unmeasured(report: dict[str, Any]) -> "list[tuple[str, str]]":
+    """Return what the report does not know, each with its reason."""
+    rows = [
+        (row["name"], row["reason"]) for row in report["variants"] if row["status"] != "measured"
+    ]
+    rows += [
+        (row["title"], row["reason"]) for row in report["claims"] if row["status"] != "measured"
+    ]
+    return rows
+
+
+def _svg(figure: Figure) -> str:
+    """Return a figure as a data URI, its text kept as text."""
+    stream = io.BytesIO()
+    with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "labkit"}):
+        figure.savefig(stream, format="svg", metadata={"Date": None})
+    plt.close(figure)
+    return "data:image/svg+xml;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+def _cell(cell: dict[str, Any], pattern: str = "{}") -> str:
+    """Format a measured value; a dash where there is none."""
+    return pattern.format(cell["value"]) if cell["status"] == "measured" else "–"
+
+
+def _number(cell: dict[str, Any], digits: int = 0, scale: float = 1.0) -> str:
+    """Format a measured number with separators; a dash where there is none."""
+    return f"{cell['value'] * scale:,.{digits}f}" if cell["status"] == "measured" else "–"
+
+
+def _megabytes(cell: dict[str, Any]) -> str:
+    """Format bytes as MB, 10⁶ bytes."""
+    return _number(cell, 2, 1e-6)
+
+
+def _plain(value: Any) -> str:
+    """Print a value of any JSON type as a person would write it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:,.3g}" if abs(value) < 100 else f"{value:,.0f}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return "none" if not value else ", ".join(map(_plain, value))
+    return str(value)

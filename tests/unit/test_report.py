@@ -1,0 +1,133 @@
+import json
+import re
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+
+from labkit.evidence import NoEvidence
+from labkit.report import COLUMNS, ReportError, build_report, validate_report, write_report
+from labkit.report_page import render
+from labkit.repository import VARIANTS
+from labkit.workspace import Workspace, write_json
+
+MEASURED = [name for name in VARIANTS if name != "cifar10_tensorrt"]
+
+
+def row(name: str, accuracy: float = 0.91) -> dict:
+    spec = VARIANTS[name]
+    return {
+        "status": "measured",
+        "backend": spec.backend,
+        "runtime": "stand-in",
+        "size_bytes": 1_500_000,
+        "accuracy": accuracy,
+        "n": 10_000,
+        "agreement": 0.99,
+        "latency_ms": {"p50": 1.5, "p95": 2.5, "p99": None, "n": 60},
+        "throughput_images_s": {"median": 900.0, "low": 850, "high": 950, "n": 3, "batch": 32},
+    }
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    workspace = Workspace.at(tmp_path / "run")
+    variants = {name: row(name) for name in MEASURED}
+    fast = {"median": 1_800.0, "low": 1_700, "high": 1_900, "n": 3, "batch": 32}
+    variants["cifar10_onnx_int8"]["throughput_images_s"] = fast
+    variants["cifar10_tensorrt"] = {"status": "not measured", "reason": "no NVIDIA GPU here"}
+    query = {"variants": variants, "server": {"version": "2.51.0", "health": {"live": True}}}
+    workspace.save_json("query.json", query, made_by="06_serve")
+    configure = {"findings": [], "diagnosed": ["a <b>finding</b>"], "models": {"cifar10_onnx": "x"}}
+    workspace.save_json("configure.json", configure, made_by="05_configure")
+    return workspace
+
+
+def test_a_row_for_every_variant_measured_or_explained(workspace: Workspace) -> None:
+    report = build_report(workspace)
+    assert [entry["name"] for entry in report["variants"]] == list(VARIANTS)
+    statuses = {entry["name"]: entry["status"] for entry in report["variants"]}
+    assert [name for name, status in statuses.items() if status == "measured"] == MEASURED
+    assert report["variants"][-1]["reason"] == "no NVIDIA GPU here"
+
+
+def test_an_empty_run_makes_no_mark_at_all(tmp_path: Path) -> None:
+    report = build_report(Workspace.at(tmp_path / "empty"))
+    assert '"status": "measured"' not in json.dumps(report)
+    assert all(entry["reason"] for entry in report["variants"])
+    page = render(report, Workspace.at(tmp_path / "empty"))
+    assert 'class="yes">✔</td>' not in page
+
+
+@pytest.mark.parametrize("column", [c.key for c in COLUMNS if c.key in ("accuracy", "runtime")])
+def test_one_missing_value_takes_the_mark_from_the_row(workspace: Workspace, column: str) -> None:
+    query = workspace.load_json("query.json")
+    del query["variants"]["cifar10_onnx"][column]
+    workspace.save_json("query.json", query, made_by="06_serve")
+    entry = next(e for e in build_report(workspace)["variants"] if e["name"] == "cifar10_onnx")
+    assert entry["status"] == "not measured"
+    assert f"/variants/cifar10_onnx/{column}" in entry["reason"]
+
+
+def test_p99_of_few_samples_may_be_missing(workspace: Workspace) -> None:
+    entry = build_report(workspace)["variants"][0]
+    assert entry["status"] == "measured"
+    assert entry["cells"]["latency_p99_ms"]["status"] == "not measured"
+
+
+def test_the_schema_refuses_a_mark_without_evidence(workspace: Workspace) -> None:
+    report = build_report(workspace)
+    for forge in (
+        lambda r: r["variants"][0]["cells"]["accuracy"].pop("evidence"),
+        lambda r: r["variants"][0]["cells"].pop("accuracy"),
+        lambda r: r["variants"][-1].update(status="measured"),
+        lambda r: r["variants"][-1].pop("reason"),
+        lambda r: r["claims"][-1].update(status="measured", value=1),
+        lambda r: r["claims"][0]["evidence"].update(sha256="1234"),
+        lambda r: r.pop("environment"),
+    ):
+        forged = deepcopy(report)
+        forge(forged)
+        with pytest.raises(ReportError, match="does not fit its schema"):
+            validate_report(forged)
+    validate_report(report)
+
+
+def test_a_changed_value_is_found_out(workspace: Workspace) -> None:
+    report = build_report(workspace)
+    validate_report(report, workspace)
+    report["variants"][0]["cells"]["accuracy"]["value"] = 0.99
+    with pytest.raises(ReportError, match=r"the report says 0\.99, query\.json has 0\.91"):
+        validate_report(report, workspace)
+
+
+def test_changed_evidence_makes_no_report(workspace: Workspace) -> None:
+    report = build_report(workspace)
+    query = workspace.load_json("query.json")
+    query["variants"]["cifar10_onnx"]["accuracy"] = 0.99
+    write_json(workspace.path("query.json"), query)  # by hand, not through save_json
+    with pytest.raises(NoEvidence, match="was changed"):
+        validate_report(report, workspace)
+    assert {entry["status"] for entry in build_report(workspace)["variants"]} == {"not measured"}
+
+
+def test_the_page_is_self_contained_and_escapes_what_it_shows(workspace: Workspace) -> None:
+    page = write_report(workspace, made_by="08_report")[1].read_text()
+    assert not re.findall(r'(?:src|href)="(?!data:)', page)
+    assert "<script" not in page
+    assert "a &lt;b&gt;finding&lt;/b&gt;" in page
+    assert "Fastest at batch 32: cifar10_onnx_int8, 1,800 images/s, 2.00× the original" in page
+    assert "not measured here: no NVIDIA GPU here" in page
+
+
+def test_the_page_shows_a_mark_per_measured_row_and_no_more(workspace: Workspace) -> None:
+    report = build_report(workspace)
+    marks = render(report, workspace).count('class="yes">✔</td>')
+    rows = [*report["variants"], *report["claims"]]
+    assert marks == sum(entry["status"] == "measured" for entry in rows) > len(MEASURED)
+
+
+def test_the_report_is_recorded(workspace: Workspace) -> None:
+    write_report(workspace, made_by="08_report")
+    assert {"report.json", "report.html"} <= set(workspace.manifest())
+    assert "report.json" not in workspace.load_json("report.json")["evidence"]
