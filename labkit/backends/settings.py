@@ -185,8 +185,8 @@ class Settings:
         if self.max_batch_size > 0 and found.shape and found.shape[0] not in (-1, None):
             raise self.error(
                 f"max_batch_size is {self.max_batch_size}, but {kind} '{tensor.name}' of {file} "
-                f"has the fixed first dimension {found.shape[0]}, expected a variable one: export the "
-                "model with a dynamic batch axis, or set max_batch_size: 0"
+                f"has the fixed first dimension {found.shape[0]}, expected a variable one: export "
+                "the model with a dynamic batch axis, or set max_batch_size: 0"
             )
         fits = len(found.shape) == len(tensor.shape) and all(
             mine == -1 or theirs == -1 or mine == theirs

@@ -62,7 +62,7 @@ def holder_of(port: int) -> str:
     except psutil.AccessDenied:  # macOS shows other processes' sockets to root only
         return "another process (its name is not readable by this user)"
     for connection in connections:
-        if connection.status != psutil.CONN_LISTEN or connection.laddr[1] != port:
+        if connection.status != psutil.CONN_LISTEN or tuple(connection.laddr)[1:2] != (port,):
             continue
         if connection.pid is None:
             break
