@@ -206,6 +206,8 @@ def serve(
 
 def _servable(repository: Path) -> list[str]:
     """Return the models of a repository that have a version to serve; name those left out."""
+    if not repository.is_dir():
+        raise LabError(f"got {repository}, which is no folder; expected a model repository")
     models: list[str] = []
     left_out: list[str] = []
     for folder in sorted(path for path in repository.iterdir() if path.is_dir()):

@@ -1,0 +1,74 @@
+"""The command line: exit codes that mean something, errors in one sentence."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from labkit.repository import VARIANTS, write_config
+from labkit.workspace import project_root
+
+
+def labkit(*arguments: str, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "labkit", *arguments],
+        cwd=cwd or project_root(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def test_help_lists_every_command() -> None:
+    result = labkit("--help")
+    assert result.returncode == 0
+    for command in ("doctor", "data", "run", "serve", "check", "report", "lab"):
+        assert command in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["run", "--profile", "fast"], 1, "profile 'fast' does not exist"),
+        (["run", "--from", "12"], 1, "stage '12' does not exist"),
+        (["run", "--unknown"], 2, "No such option"),
+        (["serve", "nowhere"], 1, "nowhere"),
+    ],
+)
+def test_wrong_usage_is_one_sentence(arguments: list[str], code: int, message: str) -> None:
+    result = labkit(*arguments)
+    assert result.returncode == code
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_check_exits_1_on_errors_and_0_without(tmp_path: Path) -> None:
+    empty = labkit("check", str(tmp_path))
+    assert empty.returncode == 1
+    assert "holds no model" in empty.stdout
+    spec = VARIANTS["cifar10_tensorrt"]  # a plan does not tell its tensors
+    write_config(tmp_path, spec)
+    (tmp_path / spec.name / "1").mkdir()
+    (tmp_path / spec.name / "1" / "model.plan").write_bytes(b"plan")
+    good = labkit("check", str(tmp_path))
+    assert good.returncode == 0, good.stdout
+    assert "0 errors" in good.stdout
+
+
+def test_serve_says_which_notebooks_make_the_models(tmp_path: Path) -> None:
+    write_config(tmp_path, VARIANTS["cifar10_onnx"])
+    result = labkit("serve", str(tmp_path))
+    assert result.returncode == 1
+    assert "left out, no model file yet: cifar10_onnx" in result.stdout
+    assert "run notebooks 01 to 05" in result.stderr
+
+
+def test_importing_labkit_does_nothing(tmp_path: Path) -> None:
+    code = "import labkit, sys; print(sorted(m for m in sys.modules if m.startswith('torch')))"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert result.stdout == "[]\n"
+    assert list(tmp_path.iterdir()) == []
