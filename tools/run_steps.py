@@ -64,7 +64,7 @@ def run(step: Step) -> tuple[bool, float]:
     return passed, time.monotonic() - started
 
 
-def stop(process: "subprocess.Popen[bytes]", how: signal.Signals) -> None:
+def stop(process: subprocess.Popen[bytes], how: signal.Signals) -> None:
     """End a step and everything it started."""
     os.killpg(process.pid, how)
     try:
