@@ -8,6 +8,7 @@ from typing import Any
 import psutil
 
 from labkit.profiles import available_cores
+from labkit.runtime import cpu_features
 
 PACKAGES = (
     "torch",
@@ -25,6 +26,7 @@ def environment_facts() -> dict[str, Any]:
     """Describe this machine, without anything that names it or its user."""
     return {
         "cpu": _cpu_name(),
+        "cpu_features": sorted(cpu_features()),
         "cores": available_cores(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "system": f"{platform.system()} {platform.machine()}",

@@ -77,6 +77,7 @@ class Claim:
         title: What is claimed.
         file, pointer: Where the evidence is.
         note: What the value means, one phrase.
+        absent: Why there may be no evidence, for a person; else the pointer is named.
     """
 
     section: str
@@ -84,6 +85,7 @@ class Claim:
     file: str
     pointer: str
     note: str = ""
+    absent: str = ""
 
 
 def claims() -> Iterator[Claim]:
@@ -198,6 +200,8 @@ def _reason(folder: EvidenceFolder, name: str) -> str:
 def _claim(folder: EvidenceFolder, claim: Claim) -> dict[str, Any]:
     """Return the row of one claim."""
     found = mark_or_reason(folder, claim.file, claim.pointer).to_dict()
+    if "reason" in found and claim.absent:
+        found["reason"] = claim.absent
     return {"section": claim.section, "title": claim.title, "note": claim.note, **found}
 
 
