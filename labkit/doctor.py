@@ -1,6 +1,5 @@
 """What this machine has for the lab, and what to do about what it has not."""
 
-import importlib
 import os
 import platform
 import re
@@ -147,20 +146,46 @@ def _some(items: Iterable[str], most: int = 4) -> str:
 
 
 def check_triton(has_docker: bool) -> Check:
-    """The server's binary from the wheel, else a container engine to run the official image."""
-    find_triton = importlib.import_module("labkit.server").find_triton
+    """The wheel's binary, started once, else a container engine to run the official image."""
+    from labkit.server import find_triton
+
     binary = find_triton()
-    if binary is not None:
-        version = metadata.version("nvidia-pytriton")
-        return Check("Triton", "ok", f"the binary in the nvidia-pytriton {version} wheel")
+    if binary is None:
+        problem = "the nvidia-pytriton wheel is not installed"
+    else:
+        problem = binary.problem or _start_problem(binary.executable, binary.libraries)
+        if not problem:
+            detail = f"the binary of nvidia-pytriton {binary.wheel_version} starts"
+            return Check("Triton", "ok", detail)
     if has_docker:
         advice = "the official container serves instead: labkit serve --runtime container"
-        return Check("Triton", "warning", "no binary for this system", advice)
+        return Check("Triton", "warning", problem, advice)
     if (platform.system(), platform.machine()) == ("Linux", "x86_64"):
-        advice = "make env"
+        advice = "make env; the wheel needs glibc 2.35 or newer"
     else:
         advice = "install Docker: the wheel with the server exists for Linux x86-64 only"
-    return Check("Triton", "missing", "neither the server's binary nor a container engine", advice)
+    return Check("Triton", "missing", f"{problem}, and no container engine answers", advice)
+
+
+def _start_problem(executable: Path, libraries: Path) -> str:
+    """Return why the server's binary does not start here; empty when it does."""
+    paths = [str(libraries), os.environ.get("LD_LIBRARY_PATH", "")]
+    environment = os.environ | {"LD_LIBRARY_PATH": os.pathsep.join(filter(None, paths))}
+    try:
+        done = subprocess.run(
+            [executable, "--help"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_TIMEOUT_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"the binary does not start: {error}"
+    if "--model-repository" in done.stdout + done.stderr:  # --help itself exits with 1
+        return ""
+    last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+    return f"the binary does not start: {last}"
 
 
 def check_data(cache: Path) -> Check:
@@ -234,7 +259,9 @@ def _port_is_free(port: int) -> bool:
 
 def cpu_features() -> set[str]:
     """Return the CPU's feature flags that matter for inference, in lower case."""
-    return {str(flag).lower() for flag in importlib.import_module("labkit.runtime").cpu_features()}
+    from labkit.runtime import cpu_features as found
+
+    return {str(flag).lower() for flag in found()}
 
 
 def check_cpu(features: set[str]) -> Check:

@@ -53,36 +53,56 @@ def test_packages(constraints: Path) -> None:
     assert doctor.check_packages(Path("nowhere"), right).status == "ok"
 
 
-def give_triton(monkeypatch: pytest.MonkeyPatch, binary: object) -> None:
-    module = types.SimpleNamespace(find_triton=lambda: binary)
-    real = doctor.importlib.import_module
-    monkeypatch.setattr(
-        doctor.importlib,
-        "import_module",
-        lambda name: module if name == "labkit.server" else real(name),
-    )
+STARTS = "#!/bin/sh\necho '  --model-repository <string>'\nexit 1\n"
+BREAKS = "#!/bin/sh\necho 'libfoo.so: cannot open shared object file' >&2\nexit 127\n"
+
+
+def give_triton(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, script: str | None, problem: str = ""
+) -> None:
+    """Have the server module find a binary that is this script; none where it is None."""
+    import labkit.server
+
+    binary = None
+    if script is not None:
+        path = folder / "tritonserver"
+        path.write_text(script)
+        path.chmod(0o755)
+        binary = types.SimpleNamespace(
+            executable=path, libraries=folder, wheel_version="0.7.0", problem=problem
+        )
+    monkeypatch.setattr(labkit.server, "find_triton", lambda: binary)
 
 
 @pytest.mark.parametrize(
-    ("binary", "has_docker", "status"),
-    [(None, False, "missing"), (None, True, "warning"), (object(), False, "ok")],
+    ("script", "problem", "has_docker", "status", "said"),
+    [
+        (STARTS, "", False, "ok", "0.7.0 starts"),
+        (None, "", False, "missing", "not installed"),
+        (None, "", True, "warning", "not installed"),
+        (STARTS, "no stub for Python 3.14", False, "missing", "no stub"),
+        (BREAKS, "", False, "missing", "libfoo.so"),
+        ("not a program", "", False, "missing", "does not start"),
+    ],
 )
 def test_triton(
-    monkeypatch: pytest.MonkeyPatch, binary: object, has_docker: bool, status: str
-) -> None:
-    give_triton(monkeypatch, binary)
-    monkeypatch.setattr(doctor.metadata, "version", lambda name: "0.7.0")
-    assert doctor.check_triton(has_docker).status == status
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str | None, problem: str,
+    has_docker: bool, status: str, said: str,
+) -> None:  # fmt: skip
+    give_triton(monkeypatch, tmp_path, script, problem)
+    check = doctor.check_triton(has_docker)
+    assert check.status == status
+    assert said in check.detail
 
 
-def test_triton_advice_is_for_this_system(monkeypatch: pytest.MonkeyPatch) -> None:
-    give_triton(monkeypatch, None)
+def test_triton_advice_is_for_this_system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    give_triton(monkeypatch, tmp_path, None)
     monkeypatch.setattr(doctor.platform, "system", lambda: "Darwin")
     monkeypatch.setattr(doctor.platform, "machine", lambda: "arm64")
     assert "install Docker" in doctor.check_triton(False).advice
     monkeypatch.setattr(doctor.platform, "system", lambda: "Linux")
     monkeypatch.setattr(doctor.platform, "machine", lambda: "x86_64")
-    assert doctor.check_triton(False).advice == "make env"
+    assert "make env" in doctor.check_triton(False).advice
 
 
 def test_data_absent_damaged_and_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
