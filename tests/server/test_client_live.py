@@ -1,0 +1,205 @@
+"""The client against a real Triton: both protocols, any dtype, any batch, every refusal."""
+
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from toy_models import LABELS, write_toy_models
+
+from labkit import client as lab
+from labkit.client import LabClient
+from labkit.server import TritonServer, find_triton
+
+pytestmark = [
+    pytest.mark.triton,
+    pytest.mark.skipif(find_triton() is None, reason="the Triton wheel does not run here"),
+]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    repository = write_toy_models(tmp_path_factory.mktemp("toys"))
+    with TritonServer(repository, log_path=repository.parent / "triton.log") as running:
+        yield running
+
+
+@pytest.fixture(params=["http", "grpc"])
+def client(server: TritonServer, request: pytest.FixtureRequest) -> Iterator[LabClient]:
+    address = {"http": server.http, "grpc": server.grpc}[request.param]
+    with LabClient(address, request.param, timeout_s=20) as made:
+        yield made
+
+
+def images(n: int) -> np.ndarray:
+    return np.random.default_rng(n).random((n, 3, 32, 32), dtype=np.float32)
+
+
+def scores(pixels: np.ndarray) -> np.ndarray:
+    return pixels.reshape(len(pixels), -1)[:, :10]
+
+
+def test_health_and_index(client: LabClient) -> None:
+    assert client.live() and client.ready() and client.ready("toy")
+    assert not client.ready("nope")
+    assert client.models() == ["broken", "flat", "mixed", "sleepy", "toy"]
+    assert "classification" in client.server()["extensions"]
+
+
+def test_metadata_and_config_read_the_same_over_both_protocols(server: TritonServer) -> None:
+    with LabClient(server.http) as http, LabClient(server.grpc, "grpc") as grpc:
+        assert http.metadata("toy") == grpc.metadata("toy")
+        assert http.config("toy") == grpc.config("toy")
+        assert http.card("mixed") == grpc.card("mixed")
+
+
+@pytest.mark.parametrize("model", ["toy", "flat"])
+@pytest.mark.parametrize("n", [1, 8, 9, 30])
+def test_any_number_of_images_comes_back_in_order(client: LabClient, model: str, n: int) -> None:
+    pixels = images(n)
+    assert np.array_equal(client.infer(model, pixels), scores(pixels))
+
+
+def test_a_large_batch_is_cut_into_requests_that_the_server_takes(client: LabClient) -> None:
+    before = client.statistics("toy")["inference_stats"]["success"]["count"]
+    client.infer("toy", images(20))
+    after = client.statistics("toy")["inference_stats"]["success"]["count"]
+    assert after - before == 3  # 8 + 8 + 4
+
+
+def test_json_and_binary_agree_exactly(server: TritonServer) -> None:
+    pixels = images(3)
+    with LabClient(server.http) as client:
+        assert np.array_equal(client.infer("toy", pixels, binary=False), scores(pixels))
+
+
+def test_arrays_that_are_not_contiguous_arrive_right(client: LabClient) -> None:
+    pixels = images(4).transpose(0, 1, 3, 2)
+    assert np.array_equal(client.infer("toy", pixels), scores(pixels))
+
+
+def test_several_inputs_of_other_dtypes(client: LabClient) -> None:
+    ids = np.arange(12, dtype=np.int64).reshape(6, 2)
+    words = np.array([[b"a"], [b"bb"], [b""], [b"dddd"], ["é".encode()], [b"f"]], dtype=object)
+    answer = client.infer("mixed", {"ids": ids, "words": words})  # 6 rows: two requests
+    lengths = np.array([[1], [2], [0], [4], [2], [1]])
+    assert answer["sums"].dtype == np.int64
+    assert np.array_equal(answer["sums"], ids.sum(axis=1, keepdims=True) + lengths)
+    assert answer["echo"].tolist() == words.tolist()
+
+
+@pytest.mark.parametrize("model", ["toy", "flat"])
+def test_labels_are_those_of_the_best_scores(client: LabClient, model: str) -> None:
+    pixels = images(11)
+    guesses = client.classify(model, pixels, top=3)
+    expected = np.argsort(-scores(pixels), axis=1)[:, :3]
+    assert [[g.label for g in row] for row in guesses] == [[LABELS[i] for i in r] for r in expected]
+    best = np.take_along_axis(scores(pixels), expected, axis=1)
+    assert np.allclose([[g.score for g in row] for row in guesses], best, atol=1e-5)
+
+
+def test_more_labels_than_classes_gives_all_classes(client: LabClient) -> None:
+    assert len(client.classify("toy", images(1), top=99)[0]) == 10
+
+
+@pytest.mark.parametrize(
+    ("model", "arrays", "kind", "words"),
+    [
+        (
+            "toy",
+            {"pixels": np.zeros((1, 3, 28, 28), np.float32)},
+            lab.InvalidRequest,
+            "[1,3,28,28]",
+        ),
+        ("toy", {"pixels": np.zeros((1, 3, 32, 32), np.uint8)}, lab.InvalidRequest, "UINT8"),
+        ("toy", {"image": images(1)}, lab.InvalidRequest, "'image'"),
+        ("toy", {"pixels": images(9)}, lab.InvalidRequest, "must be <= 8"),
+        ("mixed", {"ids": np.zeros((1, 1), np.int64)}, lab.InvalidRequest, "expected"),
+        ("broken", {"pixels": images(1)}, lab.ServerFault, "out of chalk"),
+    ],
+)
+def test_what_the_server_refuses_keeps_its_words(
+    client: LabClient,
+    model: str,
+    arrays: dict[str, np.ndarray],
+    kind: type[lab.ClientError],
+    words: str,
+) -> None:
+    with pytest.raises(kind) as caught:
+        client.infer(model, arrays, check=False)
+    assert words in caught.value.server_message
+    assert caught.value.server_message in str(caught.value)
+    assert type(caught.value) is kind
+
+
+def test_an_unknown_model_names_the_known_ones(client: LabClient) -> None:
+    with pytest.raises(lab.NotFound, match=r"served here: broken, flat") as caught:
+        client.infer("nope", images(1))
+    assert caught.value.status in ("404", "NOT_FOUND")
+
+
+def test_checks_speak_before_anything_is_sent(client: LabClient) -> None:
+    before = client.statistics("toy")["inference_stats"]
+    with pytest.raises(lab.BadInput, match="preprocess"):
+        client.infer("toy", images(1) * 255)
+    assert client.statistics("toy")["inference_stats"] == before
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_a_slow_model_is_a_timeout_and_the_client_lives_on(
+    server: TritonServer, protocol: lab.Protocol
+) -> None:
+    address = {"http": server.http, "grpc": server.grpc}[protocol]
+    with LabClient(address, protocol, timeout_s=0.02) as hasty:
+        hasty.timeout_s = 20  # only the request itself is to be hasty, not the test's preparation
+        with pytest.raises(lab.Timeout):
+            hasty.infer("sleepy", {"pixels": images(1)}, check=False)
+        assert hasty.live()
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "protocol"),
+    [("grpc", "http"), ("metrics", "http"), ("http", "grpc"), ("metrics", "grpc")],
+)
+def test_the_wrong_port_says_which_port_is_which(
+    server: TritonServer, endpoint: str, protocol: lab.Protocol
+) -> None:
+    with (
+        LabClient(getattr(server, endpoint), protocol, timeout_s=5) as lost,
+        pytest.raises(lab.Unreachable, match="8000 is HTTP, 8001 gRPC, 8002 metrics"),
+    ):
+        lost.server()
+
+
+def test_metrics_count_the_images(server: TritonServer) -> None:
+    def count() -> float:
+        return next(
+            s.value
+            for s in lab.metrics(server.metrics)
+            if s.name == "nv_inference_count" and s.labels["model"] == "flat"
+        )
+
+    before = count()
+    with LabClient(server.http) as client:
+        client.infer("flat", images(1))
+    give_up = time.monotonic() + 5  # the page is written a little after the answer
+    while count() == before and time.monotonic() < give_up:
+        time.sleep(0.05)
+    assert count() == before + 1
+
+
+def test_a_restarted_server_is_found_again(tmp_path_factory: pytest.TempPathFactory) -> None:
+    repository = write_toy_models(tmp_path_factory.mktemp("restart"))
+    first = TritonServer(repository, models=["toy"], log_path=repository.parent / "one.log")
+    with first:
+        port = int(first.http.rsplit(":", 1)[1])
+        client = LabClient(first.http, timeout_s=5)
+        assert client.live()
+        # An open keep-alive connection delays the exit; the server must not wait for ever.
+    with pytest.raises(lab.Unreachable):
+        client.live()
+    with TritonServer(
+        repository, http_port=port, models=["toy"], log_path=repository.parent / "two.log"
+    ):
+        assert client.infer("toy", images(2)).shape == (2, 10)
+        client.close()

@@ -1,0 +1,179 @@
+"""The arithmetic of the load generator, on known answers."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from labkit import bench
+from labkit.bench import BenchError, LoadResult, Percentiles, Repeated, ServerSplit
+from labkit.client import ModelCard
+
+
+def test_percentiles_of_known_samples() -> None:
+    result = Percentiles.of(np.arange(1, 102))  # 1 … 101: percentile p is 1 + p
+    assert (result.n, result.mean, result.max) == (101, 51, 101)
+    assert (result.p50, result.p95, result.p99) == (51, 96, 100)
+
+
+@pytest.mark.parametrize(
+    ("n", "p95", "p99"),
+    [(19, False, False), (20, True, False), (99, True, False), (100, True, True)],
+)
+def test_no_percentile_from_too_few_samples(n: int, p95: bool, p99: bool) -> None:
+    result = Percentiles.of(np.ones(n))
+    assert (result.p95 is not None, result.p99 is not None) == (p95, p99)
+
+
+def test_no_samples_is_an_error() -> None:
+    with pytest.raises(BenchError, match="no request was answered"):
+        Percentiles.of([])
+
+
+def test_poisson_schedule_is_a_poisson_process() -> None:
+    times = bench.poisson_schedule(1000, 10, seed=1)
+    assert np.all(np.diff(times) > 0) and times[0] >= 0 and times[-1] < 10
+    assert len(times) == pytest.approx(10_000, abs=400)  # 4 standard deviations
+    gaps = np.diff(times)
+    assert gaps.mean() == pytest.approx(1e-3, rel=0.05)
+    assert gaps.std() == pytest.approx(1e-3, rel=0.05)  # exponential: deviation equals mean
+
+
+def test_poisson_schedule_is_seeded_and_never_empty() -> None:
+    assert np.array_equal(bench.poisson_schedule(50, 2, 7), bench.poisson_schedule(50, 2, 7))
+    assert not np.array_equal(bench.poisson_schedule(50, 2, 7), bench.poisson_schedule(50, 2, 8))
+    assert len(bench.poisson_schedule(0.01, 0.01)) == 1
+
+
+def stats(
+    requests: int, executions: int, rows: int, ns: int, sizes: dict[int, int]
+) -> dict[str, Any]:
+    kinds = ("queue", "compute_input", "compute_infer", "compute_output")
+    return {
+        "inference_count": rows,
+        "execution_count": executions,
+        "inference_stats": {
+            "success": {"count": requests, "ns": 4 * ns},
+            "fail": {"count": 0, "ns": 0},
+            **{kind: {"count": requests, "ns": ns * (i + 1)} for i, kind in enumerate(kinds)},
+        },
+        "batch_stats": [
+            {"batch_size": size, "compute_infer": {"count": count, "ns": 1}}
+            for size, count in sizes.items()
+        ],
+    }
+
+
+BEFORE = stats(10, 10, 10, 1_000_000, {1: 10})
+AFTER = stats(30, 15, 30, 21_000_000, {1: 10, 4: 5})
+
+
+def test_server_split_is_the_difference_of_two_readings() -> None:
+    split = ServerSplit.between(BEFORE, AFTER)
+    assert (split.requests, split.executions, split.inferences) == (20, 5, 20)
+    assert split.mean_batch == 4
+    assert (split.queue_ms, split.compute_input_ms) == (1, 2)
+    assert split.compute_ms == 2 + 3 + 4
+    assert split.batch_histogram == {4: 5}  # sizes that did not occur in between are left out
+
+
+def test_merged_splits_weigh_by_requests() -> None:
+    one = ServerSplit(1, 0, 1, 1, 4.0, 0, 0, 0, {1: 1})
+    three = ServerSplit(3, 1, 6, 2, 0.0, 0, 0, 0, {1: 1, 5: 1})
+    merged = ServerSplit.merge([one, three])
+    assert merged.queue_ms == 1.0
+    assert (merged.requests, merged.failures, merged.inferences) == (4, 1, 7)
+    assert merged.batch_histogram == {1: 2, 5: 1}
+
+
+def result(rate: float, samples: list[float], errors: dict[str, int] | None = None) -> LoadResult:
+    values = np.array(samples)
+    return LoadResult(
+        "net", "http", 1, 2, None, 1.0, len(samples), errors or {}, rate,
+        Percentiles.of(values), 0.0, ServerSplit.between(BEFORE, AFTER), values,
+    )  # fmt: skip
+
+
+def test_repeat_takes_the_cases_in_turn_and_back() -> None:
+    order: list[str] = []
+
+    def case(name: str, rate: float) -> LoadResult:
+        order.append(name)
+        return result(rate, [1.0, 3.0], {"timeout": 1})
+
+    cases = {
+        name: (lambda n=name, r=rate: case(n, r)) for name, rate in {"a": 10.0, "b": 20.0}.items()
+    }
+    repeated = bench.repeat(cases, 3)
+    assert order == ["a", "b", "b", "a", "a", "b"]
+    assert repeated["b"].images_per_s.median == 20.0
+    assert repeated["a"].latency_ms.n == 6  # percentiles over all requests of all rounds
+    assert repeated["a"].errors == {"timeout": 3}
+
+
+def test_results_become_json() -> None:
+    repeated = Repeated.of([result(1.0, [1.0]), result(3.0, [2.0])])
+    for value, executions in ((repeated, 10), (repeated.runs[0], 5)):
+        text = json.dumps(value.to_dict(), allow_nan=False)
+        assert json.loads(text)["server"]["batch_histogram"] == {"4": executions}
+    assert repeated.to_dict()["images_per_s"] == {"median": 2.0, "low": 1.0, "high": 3.0, "n": 2}
+
+
+def test_repeats_below_one_are_refused() -> None:
+    with pytest.raises(BenchError, match="repeats=0"):
+        bench.repeat({}, 0)
+
+
+MIXED = ModelCard.parse(
+    {
+        "name": "mixed",
+        "inputs": [
+            {"name": "f", "datatype": "FP16", "shape": [-1, 3]},
+            {"name": "i", "datatype": "INT64", "shape": [-1, -1]},
+            {"name": "t", "datatype": "BYTES", "shape": [-1, 1]},
+            {"name": "b", "datatype": "BOOL", "shape": [-1, 2]},
+        ],
+        "outputs": [{"name": "o", "datatype": "FP32", "shape": [-1, 1]}],
+    },
+    {"max_batch_size": 4},
+)
+
+
+def test_random_inputs_fit_any_metadata() -> None:
+    arrays = bench.random_inputs(MIXED, 4)
+    assert {name: (a.dtype, a.shape) for name, a in arrays.items()} == {
+        "f": (np.float16, (4, 3)),
+        "i": (np.int64, (4, 1)),
+        "t": (np.object_, (4, 1)),
+        "b": (np.bool_, (4, 2)),
+    }
+
+
+def test_a_batch_above_the_limit_is_refused() -> None:
+    with pytest.raises(BenchError, match="at most 4"):
+        bench.random_inputs(MIXED, 5)
+
+
+@pytest.mark.parametrize("url", ["10.0.0.1:8000", "example.org:8000", "0.0.0.0:8000"])
+def test_load_on_other_machines_is_refused(url: str) -> None:
+    with pytest.raises(BenchError, match="this machine only"):
+        bench.closed_loop(url, "net")
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8000", "localhost:8000", "[::1]:8000", "127.9.9.9:1"])
+def test_this_machine_is_accepted(url: str) -> None:
+    assert bench.require_loopback(url) == url
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"clients": 0}, {"clients": 10_000}, {"seconds": 0}, {"seconds": 1e6}, {"batch": 0}]
+)
+def test_unbounded_load_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(BenchError, match=f"{next(iter(wrong))}=.*expected"):
+        bench.closed_loop("127.0.0.1:1", "net", **wrong)
+
+
+def test_rate_is_bounded() -> None:
+    with pytest.raises(BenchError, match="rate_per_s"):
+        bench.open_loop("127.0.0.1:1", "net", rate_per_s=0)
