@@ -8,9 +8,10 @@ Three measurements take turns, several rounds long, so that a busy moment of the
 3. 16 clients: the same server, 16 concurrent clients that each send one image and wait for the
    answer; Triton's dynamic batching puts them together.
 
-Session and server compute with the same number of threads; on two cores the default of one leaves
-the other to Triton and the clients, which in-process inference does not have. All clients live in one asyncio process
-(`tritonclient.grpc.aio`, tensors in binary) and serialize every request anew, as real clients do.
+Session and server compute with the same number of threads. On two cores the default of one leaves
+the other to Triton and the clients, for which in-process inference has no need. All clients live
+in one asyncio process (`tritonclient.grpc.aio`, tensors in binary); each serializes every request
+anew, as real clients do.
 
     python benchmarks/serve.py [--model model.onnx] [--threads 1] [--rounds 7] [--seconds 3]
 """

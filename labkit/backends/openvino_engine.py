@@ -42,13 +42,14 @@ class OpenVINOEngine:
             "output", settings.outputs, _tensors(model.outputs), path.name, need_all=False
         )
         if batch is not None:
-            openvino.set_batch(model, batch)
+            model.reshape({port: _with_batch(port, batch) for port in model.inputs})
         self._compiled = openvino.Core().compile_model(model, "CPU", dict(properties))
         self._request = self._compiled.create_infer_request()
 
     def run(self, inputs: dict[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
         """Return the named outputs of one inference."""
-        result = self._request.infer(inputs, share_inputs=True, share_outputs=True)
+        # Inputs are copied: a shared one would be held, in Triton's memory, until the next request.
+        result = self._request.infer(inputs, share_outputs=True)
         return [result[name] for name in outputs]
 
 
@@ -59,6 +60,12 @@ def _tensors(ports: Sequence[Any]) -> list[Tensor]:
         for port in ports
         for name in sorted(port.names)
     ]
+
+
+def _with_batch(port: Any, batch: int) -> Any:
+    shape = port.partial_shape
+    shape[0] = batch
+    return shape
 
 
 def _shape(port: Any) -> tuple[int, ...] | None:

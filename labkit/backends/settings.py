@@ -1,7 +1,7 @@
 """A model's configuration as a stand-in reads it: every setting is honoured or refused by name."""
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -209,12 +209,8 @@ class Settings:
             )
         if entry.get("allow_ragged_batch"):
             raise self.error(f"tensor '{name}': allow_ragged_batch is not supported")
-        dims = (
-            entry.get("reshape", {}).get("shape", entry["dims"])
-            if "reshape" in entry
-            else entry["dims"]
-        )
-        shape = tuple(int(size) for size in dims)
+        dims = entry["reshape"].get("shape", []) if "reshape" in entry else entry["dims"]
+        shape = tuple(int(size) for size in dims)  # what the model sees, after Triton's reshape
         if self.max_batch_size > 0:
             shape = (-1, *shape)
         return Tensor(name, dtype, shape, bool(entry.get("optional")))
@@ -230,6 +226,3 @@ class Settings:
                 raise self.error(f"{field} is not supported by the stand-in backends")
         if self.config.get("model_transaction_policy", {}).get("decoupled"):
             raise self.error("a decoupled model is not supported by the stand-in backends")
-
-
-Run = Callable[[dict[str, np.ndarray], list[str]], list[np.ndarray]]

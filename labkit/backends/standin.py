@@ -1,7 +1,7 @@
 """What the three stand-in backends share: batching, splitting, and an answer for every request."""
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,6 +10,7 @@ import triton_python_backend_utils as pb_utils  # exists inside Triton's Python 
 from labkit.backends.settings import Settings
 
 Arrays = dict[str, np.ndarray]
+Answer = Arrays | Exception
 
 
 class Engine(Protocol):
@@ -38,55 +39,76 @@ class StandIn:
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answer every request (called by Triton with what its batcher put together)."""
         inputs = [{t.name(): t.as_numpy() for t in request.inputs()} for request in requests]
-        answers: list[Arrays | Exception] = [_NOT_RUN] * len(requests)
-        for group in self._groups(inputs):
-            wanted = self._wanted(requests[index] for index in group)
-            for index, answer in zip(group, self._answer(inputs, group, wanted), strict=True):
-                answers[index] = answer
-        return [
-            self._response(request, answer)
-            for request, answer in zip(requests, answers, strict=True)
-        ]
+        answers: dict[int, Answer] = {}
+        groups = self._groups(inputs)
+        for group in groups:
+            wanted = self._wanted([requests[index] for index in group])
+            # An engine may use the memory of its outputs again, so only a lone run may lend it.
+            answers |= self._answer(inputs, group, wanted, lend=len(groups) == 1)
+        return [self._response(request, answers[index]) for index, request in enumerate(requests)]
 
     def finalize(self) -> None:
         """Let the model go (called by Triton before the process ends)."""
         del self.engine
 
-    def _groups(self, inputs: Sequence[Arrays]) -> Iterable[list[int]]:
+    def _groups(self, inputs: Sequence[Arrays]) -> list[list[int]]:
         """Return which requests can run together: those whose shapes agree beyond the batch."""
         if not self._batched:
             return [[index] for index in range(len(inputs))]
         groups: dict[Any, list[int]] = {}
         for index, arrays in enumerate(inputs):
-            key = tuple((name, array.shape[1:]) for name, array in arrays.items())
+            key = frozenset((name, array.shape[1:]) for name, array in arrays.items())
             groups.setdefault(key, []).append(index)
-        return groups.values()
+        return list(groups.values())
 
-    def _wanted(self, requests: Iterable[Any]) -> list[str]:
+    def _wanted(self, requests: Sequence[Any]) -> list[str]:
         """Return the outputs that at least one of the requests asks for."""
         names = set().union(*(request.requested_output_names() for request in requests))
-        return [name for name in self._outputs if name in names] or self._outputs
+        return [name for name in self._outputs if name in names]
 
     def _answer(
-        self, inputs: Sequence[Arrays], group: list[int], wanted: list[str]
-    ) -> list[Arrays | Exception]:
+        self, inputs: Sequence[Arrays], group: Sequence[int], wanted: list[str], lend: bool
+    ) -> dict[int, Answer]:
         """Run a group as one batch; when that fails, each on its own, so that only the bad fail."""
         try:
+            batch = self._join([inputs[index] for index in group])
+            outputs = self._run(batch, wanted, lend)
             if len(group) == 1:
-                return [self._run(inputs[group[0]], wanted)]
-            return self._run_together([inputs[index] for index in group], wanted)
+                return {group[0]: outputs}
+            return dict(zip(group, self._split(outputs, inputs, group), strict=True))
         except Exception as error:
             if len(group) == 1:
-                return [error]
-        return [self._answer(inputs, [index], wanted)[0] for index in group]
+                return {group[0]: error}
+        answers: dict[int, Answer] = {}
+        for index in group:
+            answers |= self._answer(inputs, [index], wanted, lend=False)
+        return answers
 
-    def _run_together(self, requests: Sequence[Arrays], wanted: list[str]) -> list[Any]:
-        rows = [len(next(iter(arrays.values()))) for arrays in requests]
-        batch = {
+    def _join(self, requests: Sequence[Arrays]) -> Arrays:
+        """Concatenate requests along the batch axis; a single one stays as it is."""
+        if len(requests) == 1:
+            return requests[0]
+        return {
             name: self._concatenate(name, [arrays[name] for arrays in requests])
             for name in requests[0]
         }
-        outputs = self._run(batch, wanted)
+
+    def _run(self, inputs: Arrays, wanted: list[str], lend: bool) -> Arrays:
+        outputs = {}
+        for name, array in zip(wanted, self.engine.run(inputs, wanted), strict=True):
+            expected = self._dtypes[name]
+            if expected is np.object_:
+                array = array.astype(np.object_)
+            elif array.dtype != expected:
+                raise TypeError(f"output '{name}' is {array.dtype}, expected {np.dtype(expected)}")
+            outputs[name] = np.asarray(array, order="C") if lend else np.array(array, order="C")
+        return outputs
+
+    def _split(
+        self, outputs: Arrays, inputs: Sequence[Arrays], group: Sequence[int]
+    ) -> list[Arrays]:
+        """Cut the outputs of a batch into the rows of each request, without a copy."""
+        rows = [len(next(iter(inputs[index].values()))) for index in group]
         for name, array in outputs.items():
             if array.ndim == 0 or len(array) != sum(rows):
                 raise ValueError(
@@ -99,13 +121,6 @@ class StandIn:
             for end, count in zip(ends, rows, strict=True)
         ]
 
-    def _run(self, inputs: Arrays, wanted: list[str]) -> Arrays:
-        arrays = self.engine.run(inputs, wanted)
-        return {
-            name: np.ascontiguousarray(array, dtype=self._dtypes[name])
-            for name, array in zip(wanted, arrays, strict=True)
-        }
-
     def _concatenate(self, name: str, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """Join arrays along the batch axis, in a buffer that is kept for the next batch."""
         rows = sum(len(array) for array in arrays)
@@ -116,7 +131,7 @@ class StandIn:
             self._buffers[name] = buffer
         return np.concatenate(arrays, out=buffer[:rows])
 
-    def _response(self, request: Any, answer: Arrays | Exception) -> Any:
+    def _response(self, request: Any, answer: Answer) -> Any:
         if isinstance(answer, Exception):
             message = f"{self.settings.model}: {answer}"
             print(f"request refused: {message}", file=sys.stderr, flush=True)
@@ -126,6 +141,3 @@ class StandIn:
         return pb_utils.InferenceResponse(
             [pb_utils.Tensor(name, array) for name, array in answer.items() if name in requested]
         )
-
-
-_NOT_RUN = RuntimeError("not run")

@@ -33,7 +33,7 @@ def failed_models(text: str) -> dict[str, str]:
         for pattern in _FAILED:
             match = pattern.search(message)
             if match:
-                failures.setdefault(match["model"], _shorten(match["why"].strip().strip('"')))
+                failures.setdefault(match["model"], _readable(match["why"]))
                 break
     return failures
 
@@ -57,6 +57,10 @@ def read(path: Path) -> str:
         return ""
 
 
-def _shorten(message: str) -> str:
+def _readable(message: str) -> str:
+    """Undo the log's escapes; drop the stack of an error that a stand-in raised on purpose."""
+    message = message.strip().strip('"').replace("\\n", "\n").replace("\\t", "\t").strip()
+    if "ConfigError: " in message:
+        message = message.split("\n\nAt:\n")[0].replace("Internal: ConfigError: ", "")
     lines = message.splitlines()
     return "\n".join(lines[:MAX_LINES] + ["…"] * (len(lines) > MAX_LINES))

@@ -93,6 +93,12 @@ def wants_openvino(settings: Settings) -> bool:
     """Say whether the configuration asks for OpenVINO; refuse any other CPU accelerator."""
     optimization = settings.config.get("optimization", {})
     accelerators = optimization.get("execution_accelerators", {})
+    for entry in accelerators.get("gpu_execution_accelerator", []):
+        print(
+            f"model '{settings.model}': accelerator '{entry['name']}' is for GPU instances, and is "
+            "left out on the CPU",
+            file=sys.stderr,
+        )
     names = [entry["name"] for entry in accelerators.get("cpu_execution_accelerator", [])]
     for name in names:
         if name != "openvino":
