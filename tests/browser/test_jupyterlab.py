@@ -187,14 +187,16 @@ def run_all_cells(page: Page, lab: Lab) -> None:
 
 
 def saved(page: Page, lab: Lab) -> nbformat.NotebookNode:
-    """Save in the browser and read the file back."""
+    """Save in the browser and read the file back, once it is whole."""
     before = lab.notebook.stat().st_mtime_ns
     page.keyboard.press("Control+s")
     deadline = time.monotonic() + 30
-    while lab.notebook.stat().st_mtime_ns == before:
-        assert time.monotonic() < deadline, "JupyterLab did not save the notebook"
+    while time.monotonic() < deadline:
+        if lab.notebook.stat().st_mtime_ns != before:
+            with contextlib.suppress(nbformat.reader.NotJSONError):  # still being written
+                return nbformat.read(lab.notebook, as_version=4)
         time.sleep(0.1)
-    return nbformat.read(lab.notebook, as_version=4)
+    pytest.fail("JupyterLab did not save the notebook")
 
 
 def outputs(notebook: nbformat.NotebookNode, kind: str) -> list[nbformat.NotebookNode]:
