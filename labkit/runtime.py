@@ -22,7 +22,7 @@ WARM_UP_CALLS = 3  # TorchScript specializes during its first two calls
 # How PyTorch's notices begin that TorchScript, its ONNX exporter and eager quantization are
 # superseded.
 _SUPERSEDED = (
-    r"`?torch\.(jit|ao)\.",
+    r"`?torch\.(jit|ao|quantize_per_tensor)\b",
     "You are using the legacy TorchScript-based ONNX export",
     "The feature will be removed. Please remove usage of this function",
 )
@@ -53,7 +53,7 @@ def quiet_torchscript() -> Iterator[None]:
     """
     with warnings.catch_warnings():
         for message in _SUPERSEDED:
-            for category in (FutureWarning, DeprecationWarning):
+            for category in (FutureWarning, DeprecationWarning, UserWarning):
                 warnings.filterwarnings("ignore", message, category)
         yield
 
