@@ -1,10 +1,10 @@
 """A model's configuration as a stand-in reads it: every setting is honoured or refused by name."""
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -23,6 +23,13 @@ DTYPES: dict[str, Any] = {
     "TYPE_FP64": np.float64,
     "TYPE_STRING": np.object_,
 }
+
+
+class Engine(Protocol):
+    """A loaded model."""
+
+    def run(self, inputs: dict[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
+        """Return the named outputs for one batch."""
 
 
 class ConfigError(ValueError):
@@ -221,8 +228,10 @@ class Settings:
                 f"instance kind is {args['model_instance_kind']}, expected KIND_CPU: the stand-in "
                 "backends compute on the CPU"
             )
-        for field in ("sequence_batching", "batch_input", "batch_output"):
-            if self.config.get(field):
-                raise self.error(f"{field} is not supported by the stand-in backends")
+        refused = [field for field in ("batch_input", "batch_output") if self.config.get(field)]
+        if "sequence_batching" in self.config:
+            refused.append("sequence_batching")
+        if refused:
+            raise self.error(f"{refused[0]} is not supported by the stand-in backends")
         if self.config.get("model_transaction_policy", {}).get("decoupled"):
             raise self.error("a decoupled model is not supported by the stand-in backends")

@@ -2,22 +2,15 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils  # exists inside Triton's Python stub only
 
-from labkit.backends.settings import Settings
+from labkit.backends.settings import Engine, Settings
 
 Arrays = dict[str, np.ndarray]
 Answer = Arrays | Exception
-
-
-class Engine(Protocol):
-    """A loaded model."""
-
-    def run(self, inputs: Arrays, outputs: Sequence[str]) -> list[np.ndarray]:
-        """Return the named outputs for one batch."""
 
 
 class StandIn:

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnxruntime as ort
 
-from labkit.backends.settings import Settings, Tensor
-from labkit.backends.standin import Engine
+from labkit.backends.settings import Engine, Settings, Tensor
 
 PARAMETERS = (
     "intra_op_thread_count",

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from labkit.backends.openvino_engine import OpenVINOEngine
-from labkit.backends.settings import Settings
-from labkit.backends.standin import Engine
+from labkit.backends.settings import Engine, Settings
 
 PARAMETERS = (
     "NUM_STREAMS",

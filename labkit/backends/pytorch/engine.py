@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from labkit.backends.settings import Settings, Tensor
-from labkit.backends.standin import Engine
+from labkit.backends.settings import Engine, Settings, Tensor
 
 PARAMETERS = (
     "INFERENCE_MODE",
@@ -40,7 +39,9 @@ def load(settings: Settings) -> Engine:
     settings.check_parameters(PARAMETERS, REFUSED)
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(settings.integer("INTRA_OP_THREAD_COUNT") or cores)
-    torch.set_num_interop_threads(settings.integer("INTER_OP_THREAD_COUNT") or cores)
+    between = settings.integer("INTER_OP_THREAD_COUNT") or cores
+    if torch.get_num_interop_threads() != between:  # PyTorch takes it once in a process
+        torch.set_num_interop_threads(between)
     if settings.boolean("DISABLE_OPTIMIZED_EXECUTION", default=False):
         torch._C._set_graph_executor_optimize(False)
     return TorchEngine(settings)
