@@ -138,6 +138,26 @@ def test_every_make_target_is_explained() -> None:
     assert promised <= targets
 
 
+@pytest.mark.parametrize(
+    "name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docker/README.md"]
+)
+def test_texts_are_finished_and_their_links_lead_somewhere(name: str) -> None:
+    path = ROOT / name
+    text = path.read_text()
+    links = re.findall(r"\]\(([^)#]+)\)", text)
+    missing = [link for link in links if "://" not in link and not (path.parent / link).exists()]
+    assert missing == []
+    assert "TODO" not in text
+
+
+def test_make_targets_named_in_the_texts_exist() -> None:
+    phony = re.search(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(), re.M)
+    assert phony
+    for name in ("README.md", "CONTRIBUTING.md", "docker/README.md"):
+        code = re.findall(r"`make ([a-z-]+)|^make ([a-z-]+)", (ROOT / name).read_text(), re.M)
+        assert {first or second for first, second in code} <= set(phony[1].split()), name
+
+
 def test_what_a_run_makes_is_ignored_by_git() -> None:
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
