@@ -96,7 +96,7 @@ class CifarNet(nn.Module):
         """
         x = self.normalize(input)  # (N, 3, 32, 32)
         x = self.relu(self.whiten(x))  # (N, 24, 31, 31)
-        x = self.stages(x)  # (N, widths[2], 7, 7)
+        x = self.stages(x)  # (N, widths[2], 3, 3)
         x = self.flatten(self.pool(x))  # (N, widths[2])
         return self.classifier(x)  # (N, 10)
 
