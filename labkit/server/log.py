@@ -10,6 +10,7 @@ _FAILED = (
     re.compile(r"Poll failed for model directory '(?P<model>[^']+)': (?P<why>.*)", re.DOTALL),
     re.compile(r"failed to load model '(?P<model>[^']+)': (?P<why>.*)", re.DOTALL),
 )
+_REFUSED = re.compile(r"^request refused: (?P<model>[^:\n]+): (?P<why>.*)$", re.MULTILINE)
 _BIND = re.compile(r"already in use|failed to start (HTTP|GRPC|metrics)|Address in use", re.I)
 MAX_LINES = 40
 
@@ -35,6 +36,10 @@ def failed_models(text: str) -> dict[str, str]:
             if match:
                 failures.setdefault(match["model"], _readable(match["why"]))
                 break
+    # Nobody but a warm-up asks before the server is ready. This release of Triton may crash when
+    # one fails, before it says which model it was: then these lines are all there is.
+    for match in _REFUSED.finditer(text):
+        failures.setdefault(match["model"], f"its warm-up failed: {match['why']}")
     return failures
 
 

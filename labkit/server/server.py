@@ -5,6 +5,7 @@ import http.client
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -340,8 +341,9 @@ class TritonServer:
         )
 
     def _describe_end(self, status: int) -> str:
+        how = f"was ended by {signal.Signals(status - 128).name}" if status > 128 else "ended"
         return (
-            f"Triton ended with status {status}; its last words:\n"
+            f"Triton {how} (status {status}); its last words:\n"
             f"{log.tail(Path(str(self.log_path)))}\nWhole log: {self.log_path}"
         )
 

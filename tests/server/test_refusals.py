@@ -190,7 +190,7 @@ CASES = {
     ),
 }
 
-SERVED = ("input_dtype", "missing_file", "accelerator", "bad_warm_up", "hint", "torch_output")
+SERVED = ("input_dtype", "missing_file", "accelerator", "hint", "torch_output")
 
 
 def write_file(version: Path, case: Refused) -> None:
@@ -265,3 +265,10 @@ def test_the_message_names_every_model_and_the_log(failure: ModelLoadError) -> N
     assert failure.models.keys() == set(SERVED)
     assert "triton.log" in str(failure)
     assert "ConfigError" not in str(failure)  # no class names or stacks for what a person can mend
+
+
+def test_a_warm_up_that_fails_names_its_model(tmp_path: Path) -> None:
+    write_model(tmp_path / "repository" / "bad_warm_up", CASES["bad_warm_up"])
+    with pytest.raises(ModelLoadError, match="out of data bounds") as error:
+        TritonServer(tmp_path / "repository", log_path=tmp_path / "triton.log").start()
+    assert error.value.models.keys() == {"bad_warm_up"}
