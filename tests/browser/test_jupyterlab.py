@@ -57,11 +57,20 @@ class Lab:
     sessions: str  # the server's list of kernels
 
 
+def find_browser() -> str | None:
+    """The first browser that answers; some systems install a command that only advertises one."""
+    for name in filter(None, [os.environ.get("LABKIT_BROWSER"), *BROWSERS]):
+        path = shutil.which(name)
+        if path and subprocess.run([path, "--version"], capture_output=True).returncode == 0:
+            return path
+    return None
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    path = os.environ.get("LABKIT_BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    path = find_browser()
     if path is None:
-        pytest.skip(f"no browser here: looked for {', '.join(BROWSERS)} and $LABKIT_BROWSER")
+        pytest.skip(f"no browser that starts: tried $LABKIT_BROWSER, {', '.join(BROWSERS)}")
     flags = [*FLAGS, *(["--no-sandbox"] if os.geteuid() == 0 else [])]
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, headless=True, args=flags)
