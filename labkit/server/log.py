@@ -49,8 +49,9 @@ def lost_a_port(text: str) -> bool:
 
 
 def tail(path: Path, lines: int = 15) -> str:
-    """Return the last lines of a log, without the ASCII tables."""
-    kept = [line for line in read(path).splitlines() if line and line[0] not in "+|"]
+    """Return the last lines of a log, without the ASCII tables and the list of all options."""
+    text = read(path).split("Usage: tritonserver")[0]
+    kept = [line for line in text.splitlines() if line and line[0] not in "+|"]
     return "\n".join(kept[-lines:])
 
 

@@ -30,12 +30,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
 
 @pytest.fixture
 def eventually() -> Callable[..., None]:
-    """Wait until a condition holds, or fail after a limit."""
+    """Wait until a condition holds, or fail after a limit and show what is there instead."""
 
-    def wait(condition: Callable[[], bool], what: str, limit_s: float = 20.0) -> None:
+    def wait(
+        condition: Callable[[], bool], found: Callable[[], object], limit_s: float = 20.0
+    ) -> None:
         deadline = time.monotonic() + limit_s
         while not condition():
-            assert time.monotonic() < deadline, f"not within {limit_s:g} s: {what}"
+            assert time.monotonic() < deadline, f"after {limit_s:g} s: {found()}"
             time.sleep(0.02)
 
     return wait
