@@ -218,7 +218,7 @@ def _servable(repository: Path) -> list[str]:
     if not models:
         raise LabError(
             f"{repository} has no model file to serve; run notebooks 01 to 05, or `make lab` and "
-            "then `labkit serve`"
+            "then `labkit serve runs/standard/model_repository`"
         )
     return models
 
@@ -248,7 +248,7 @@ def check(
 
 
 @app.command()
-def report(out: RunFolder = Path("runs/lab")) -> None:
+def report(out: RunFolder = Path("runs/standard")) -> None:
     """Build report.json and report.html again from the evidence of a run."""
     from labkit.report import write_report
     from labkit.workspace import Workspace

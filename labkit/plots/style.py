@@ -1,6 +1,6 @@
 """One look for every figure: colours that stay apart for colour-blind readers, quiet axes."""
 
-from typing import Final
+from typing import Any, Final
 
 import matplotlib.pyplot as plt
 
@@ -14,7 +14,7 @@ SKY: Final = "#56B4E9"
 GREY: Final = "#7A7A7A"
 PALETTE: Final = (BLUE, ORANGE, GREEN, PURPLE, YELLOW, SKY, GREY)
 
-_SETTINGS: Final = {
+_SETTINGS: Any = {  # keys are checked by matplotlib when they are set
     "figure.dpi": 100,
     "figure.constrained_layout.use": True,
     "font.size": 10,

@@ -88,7 +88,7 @@ def require_triton() -> TritonBinary:
     if binary is None:
         raise TritonNotFound(
             f"the {WHEEL} wheel, which carries the tritonserver binary, is not installed for "
-            f"{sys.executable}; run `make setup` (the wheel exists for Linux x86-64 only), or use "
+            f"{sys.executable}; run `make env` (the wheel exists for Linux x86-64 only), or use "
             "the container: runtime='container'"
         )
     if binary.problem:
