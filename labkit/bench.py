@@ -100,7 +100,7 @@ class ServerSplit:
     Attributes:
         requests: Answered requests.
         failures: Requests that failed inside the server.
-        inferences: Images (rows) in them.
+        inferences: Images (rows) in them; a model with `max_batch_size: 0` counts one a request.
         executions: Times the model ran; fewer than requests where the server batched.
         queue_ms, compute_input_ms, compute_infer_ms, compute_output_ms: Mean per request.
         batch_histogram: Images per execution → how often.

@@ -9,6 +9,7 @@ This module needs numpy and tritonclient only; it never imports torch.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import re
@@ -569,15 +570,28 @@ class _HttpTransport:
         self._client = library.InferenceServerClient(
             url, connection_timeout=timeout_s, network_timeout=timeout_s
         )
+        self._is_triton = False
 
     def close(self) -> None:
         self._client.close()
 
     def live(self) -> bool:
+        self._require_triton()
         return self._client.is_server_live()
 
     def ready(self, model: str | None = None) -> bool:
+        self._require_triton()
         return self._client.is_model_ready(model) if model else self._client.is_server_ready()
+
+    def _require_triton(self) -> None:
+        """Ask once for metadata: Triton's metrics port says 200 to any path.
+
+        While the server starts or exits it refuses metadata; that is an answer of Triton's too.
+        """
+        if not self._is_triton:
+            with contextlib.suppress(InferenceServerException):
+                self._client.get_server_metadata()
+            self._is_triton = True
 
     def server(self) -> dict[str, Any]:
         return self._client.get_server_metadata()

@@ -168,7 +168,7 @@ def test_the_wrong_port_says_which_port_is_which(
         LabClient(getattr(server, endpoint), protocol, timeout_s=5) as lost,
         pytest.raises(lab.Unreachable, match="8000 is HTTP, 8001 gRPC, 8002 metrics"),
     ):
-        lost.server()
+        lost.ready()
 
 
 def test_metrics_count_the_images(server: TritonServer) -> None:
