@@ -66,9 +66,10 @@ class StandIn:
         try:
             batch = self._join([inputs[index] for index in group])
             outputs = self._run(batch, wanted, lend)
-            if len(group) == 1:
+            if not self._batched:
                 return {group[0]: outputs}
-            return dict(zip(group, self._split(outputs, inputs, group), strict=True))
+            rows = [_rows(inputs[index]) for index in group]
+            return dict(zip(group, _split(outputs, rows), strict=True))
         except Exception as error:
             if len(group) == 1:
                 return {group[0]: error}
@@ -97,23 +98,6 @@ class StandIn:
             outputs[name] = np.asarray(array, order="C") if lend else np.array(array, order="C")
         return outputs
 
-    def _split(
-        self, outputs: Arrays, inputs: Sequence[Arrays], group: Sequence[int]
-    ) -> list[Arrays]:
-        """Cut the outputs of a batch into the rows of each request, without a copy."""
-        rows = [len(next(iter(inputs[index].values()))) for index in group]
-        for name, array in outputs.items():
-            if array.ndim == 0 or len(array) != sum(rows):
-                raise ValueError(
-                    f"output '{name}' has shape {list(array.shape)} for a batch of {sum(rows)}, "
-                    "expected one row for each"
-                )
-        ends = np.cumsum(rows)
-        return [
-            {name: array[end - count : end] for name, array in outputs.items()}
-            for end, count in zip(ends, rows, strict=True)
-        ]
-
     def _concatenate(self, name: str, arrays: Sequence[np.ndarray]) -> np.ndarray:
         """Join arrays along the batch axis, in a buffer that is kept for the next batch."""
         rows = sum(len(array) for array in arrays)
@@ -134,3 +118,23 @@ class StandIn:
         return pb_utils.InferenceResponse(
             [pb_utils.Tensor(name, array) for name, array in answer.items() if name in requested]
         )
+
+
+def _rows(arrays: Arrays) -> int:
+    """Return the batch size of one request."""
+    return len(next(iter(arrays.values())))
+
+
+def _split(outputs: Arrays, rows: Sequence[int]) -> list[Arrays]:
+    """Cut the outputs of a batch into the rows of each request, without a copy."""
+    for name, array in outputs.items():
+        if array.ndim == 0 or len(array) != sum(rows):
+            raise ValueError(
+                f"output '{name}' has shape {list(array.shape)} for a batch of {sum(rows)}, "
+                "expected one row for each"
+            )
+    ends = np.cumsum(rows)
+    return [
+        {name: array[end - count : end] for name, array in outputs.items()}
+        for end, count in zip(ends, rows, strict=True)
+    ]

@@ -1,0 +1,229 @@
+"""Ports, the container's command, finding the wheel, and the supervisor, without a Triton."""
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from labkit.server import (
+    PortInUse,
+    ServerError,
+    TritonNotFound,
+    TritonServer,
+    container,
+    find,
+    find_triton,
+    ports,
+    run_folder,
+    runtime_of,
+    supervisor,
+)
+
+ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="the wheel's binary is for Linux")
+
+
+def test_free_ports_differ() -> None:
+    chosen = ports.choose_ports({"http": None, "grpc": None, "metrics": None})
+    assert list(chosen) == ["http", "grpc", "metrics"]
+    assert len(set(chosen.values())) == 3
+
+
+@pytest.mark.parametrize("port", [0, -1, 65536])
+def test_ports_have_a_range(port: int) -> None:
+    with pytest.raises(ServerError, match=f"got http port {port}, expected 1 to 65535"):
+        ports.choose_ports({"http": port})
+
+
+def test_endpoints_do_not_share_a_port() -> None:
+    with pytest.raises(ServerError, match="a different port for each endpoint"):
+        ports.choose_ports({"http": 8000, "grpc": 8000})
+
+
+def test_a_held_port_is_refused_with_its_holder() -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        with pytest.raises(PortInUse) as error:
+            ports.choose_ports({"http": None, "grpc": port})
+    assert f"grpc port {port} is held by process {os.getpid()}: " in str(error.value)
+    assert ports.choose_ports({"grpc": port}) == {"grpc": port}  # free again, TIME_WAIT or not
+
+
+@pytest.fixture
+def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A container engine that writes down what it was asked to do."""
+    program = tmp_path / "bin" / "docker"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {tmp_path}/asked-$1\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("TRITON_IMAGE", "triton:test")
+    return program
+
+
+def test_the_container_command(engine: Path, tmp_path: Path) -> None:
+    command = container.run_command(
+        str(engine),
+        "labkit-triton-x",
+        {"net": tmp_path / "my models" / "net"},
+        {"http": 18000, "grpc": 18001, "metrics": 18002},
+        ["--model-control-mode=none"],
+    )
+    assert command == [
+        str(engine),
+        "run",
+        "--rm",
+        "--name",
+        "labkit-triton-x",
+        "--shm-size=1g",
+        "--publish=127.0.0.1:18000:8000",
+        "--publish=127.0.0.1:18001:8001",
+        "--publish=127.0.0.1:18002:8002",
+        f"--mount=type=bind,source={tmp_path}/my models/net,target=/models/net,readonly",
+        "triton:test",
+        "tritonserver",
+        "--model-repository=/models",
+        "--model-control-mode=none",
+    ]
+
+
+def test_the_image_is_pinned_where_compose_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_IMAGE", raising=False)
+    pins = (Path(__file__).parents[2] / "docker" / ".env").read_text().splitlines()
+    assert f"TRITON_IMAGE={container.image()}" in pins
+
+
+@ON_LINUX
+def test_runtime_container_asks_the_engine_and_clears_up(engine: Path, tmp_path: Path) -> None:
+    (tmp_path / "repository" / "net").mkdir(parents=True)
+    server = TritonServer(
+        tmp_path / "repository",
+        runtime="container",
+        config_name="tuned",
+        extra_args=["--log-verbose=1"],
+        log_path=tmp_path / "log",
+    )
+    with pytest.raises(ServerError, match="Triton ended"):  # this engine starts nothing
+        server.start()
+    asked = (tmp_path / "asked-run").read_text().splitlines()
+    assert asked[-6:] == [
+        "--model-repository=/models",
+        "--model-control-mode=none",
+        "--strict-readiness=true",
+        "--exit-timeout-secs=3",
+        "--model-config-name=tuned",
+        "--log-verbose=1",
+    ]
+    name = asked[asked.index("--name") + 1]
+    assert (tmp_path / "asked-rm").read_text().split() == ["rm", "--force", name]
+
+
+def test_without_an_engine_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(TritonNotFound, match="install Docker"):
+        container.require_engine()
+
+
+def test_without_the_wheel_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", missing)
+    assert find_triton() is None
+    with pytest.raises(TritonNotFound, match=r"not installed.*make env.*runtime='container'"):
+        find.require_triton()
+
+
+def test_a_damaged_or_unfitting_wheel_says_so(tmp_path: Path) -> None:
+    binary = find_triton()
+    if binary is None:
+        pytest.skip("the wheel is not installed")
+    assert binary.problem is None
+    assert "pytriton" not in sys.modules
+    absent = tmp_path / "absent"
+    assert "install the wheel again" in str(replace(binary, executable=absent).problem)
+    stub = binary.stub.parents[1] / "3.99" / binary.stub.name
+    assert "use Python 3.11 or 3.12" in str(replace(binary, stub=stub).problem)
+    assert "apt-get install libpython3." in str(replace(binary, libpython=None).problem)
+
+
+@pytest.mark.parametrize("runtime", ["docker", ""])
+def test_an_unknown_runtime_is_refused(runtime: str) -> None:
+    with pytest.raises(ServerError, match="expected one of"):
+        TritonServer(".", runtime=runtime)
+
+
+def test_runtime_of_a_configuration() -> None:
+    assert runtime_of({"backend": "onnxruntime", "runtime": "model.py"}) == "stand-in"
+    assert runtime_of({"backend": "onnxruntime", "runtime": ""}) == "native"
+    assert runtime_of({"backend": "onnxruntime"}) == "native"
+
+
+def test_only_folders_whose_owners_are_gone_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(supervisor, "SHARED_MEMORY", tmp_path / "shm")
+    (tmp_path / "shm").mkdir()
+    used, used_lock = run_folder.make_run_folder()
+    gone, gone_lock = run_folder.make_run_folder()
+    for folder in (used, gone):
+        (tmp_path / "shm" / f"{folder.name}-region").touch()
+    os.close(gone_lock)
+    assert run_folder.remove_abandoned() == [gone]
+    assert {path.name for path in tmp_path.iterdir()} == {"shm", used.name}
+    assert [path.name for path in (tmp_path / "shm").iterdir()] == [f"{used.name}-region"]
+    os.close(used_lock)
+
+
+STUBBORN = """
+import signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print(child.pid, flush=True)
+time.sleep(600)
+"""
+
+
+@ON_LINUX
+def test_the_supervisor_kills_a_server_that_ignores_it_and_its_children(tmp_path: Path) -> None:
+    folder, lock_fd = run_folder.make_run_folder()
+    job = {
+        "command": [sys.executable, "-c", STUBBORN],
+        "environment": dict(os.environ),
+        "run_folder": str(folder),
+        "lock_fd": lock_fd,
+        "log_path": str(tmp_path / "log"),
+        "grace_s": 0.2,
+        "parent_pid": os.getpid(),
+        "remove_command": [],
+    }
+    with subprocess.Popen(
+        [sys.executable, "-I", supervisor.__file__, json.dumps(job)],
+        stdout=subprocess.PIPE,
+        text=True,
+        pass_fds=[lock_fd],
+    ) as process:
+        os.close(lock_fd)
+        assert process.stdout is not None
+        server_pid = int(process.stdout.readline())
+        deadline = time.monotonic() + 20
+        while not (tmp_path / "log").read_text().strip() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        child_pid = int((tmp_path / "log").read_text())
+        process.terminate()
+        assert process.wait(20) == 128 + 9
+    for pid in (server_pid, child_pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, 0)
+            pytest.fail(f"process {pid} is left")
+    assert not folder.exists()
