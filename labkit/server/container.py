@@ -1,13 +1,17 @@
 """Triton in its official container, where the wheel cannot run or native backends are wanted."""
 
+import logging
 import os
 import shutil
+import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from labkit.server.errors import ServerError, TritonNotFound
 from labkit.server.ports import LOOPBACK
 from labkit.workspace import project_root
+
+logger = logging.getLogger(__name__)
 
 ENGINES = ("docker", "podman")
 INSIDE_PORTS = {"http": 8000, "grpc": 8001, "metrics": 8002}
@@ -50,6 +54,20 @@ def image() -> str:
             if key.strip() == "TRITON_IMAGE" and value.strip():
                 return value.strip()
     raise ServerError(f"{pins} names no TRITON_IMAGE: set TRITON_IMAGE in the environment")
+
+
+def pull_if_missing(engine: str) -> None:
+    """Fetch the image where it is not there yet, before any start timeout counts.
+
+    Raises:
+        ServerError: The image cannot be fetched.
+    """
+    name = image()
+    if subprocess.run([engine, "image", "inspect", name], capture_output=True).returncode == 0:
+        return
+    logger.warning("fetching %s, several GB; this happens once", name)
+    if subprocess.run([engine, "pull", name]).returncode != 0:
+        raise ServerError(f"{Path(engine).name} could not fetch {name}; its own words are above")
 
 
 def run_command(

@@ -6,6 +6,7 @@ supervisor and by every process of the server, so a lock that can be taken means
 
 import fcntl
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -18,6 +19,15 @@ from labkit.server.supervisor import remove_files
 PREFIX = "labkit-triton-"
 STAND_INS = ("onnxruntime", "openvino", "pytorch")
 
+# Triton's stub ignores PYTHONPATH. The stand-ins must come from the labkit that starts the server,
+# installed or not, and from no other one.
+PREAMBLE = f"""\
+import sys
+sys.path.insert(0, {str(Path(labkit.__file__).parents[1])!r})
+import labkit
+sys.path.pop(0)
+"""
+
 
 def make_run_folder() -> tuple[Path, int]:
     """Make a run folder and take its lock.
@@ -26,7 +36,7 @@ def make_run_folder() -> tuple[Path, int]:
         The folder, and the file descriptor that holds the lock.
     """
     while True:
-        folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=_base()))
         lock_fd = os.open(folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         fcntl.flock(lock_fd, fcntl.LOCK_EX)
         if (folder / "lock").exists():  # else a cleaner was faster than the lock
@@ -37,7 +47,7 @@ def make_run_folder() -> tuple[Path, int]:
 def remove_abandoned() -> list[Path]:
     """Remove run folders and shared memory of this user's servers whose processes are all gone."""
     removed = []
-    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+    for folder in _base().glob(f"{PREFIX}*"):
         try:
             if folder.stat().st_uid != os.getuid():
                 continue
@@ -71,7 +81,8 @@ def assemble_backends(folder: Path, binary: TritonBinary) -> Path:
     sources = Path(labkit.__file__).parent / "backends"
     for name in STAND_INS:
         (folder / "backends" / name).mkdir()
-        shutil.copy2(sources / name / "model.py", folder / "backends" / name / "model.py")
+        model = (sources / name / "model.py").read_text()
+        (folder / "backends" / name / "model.py").write_text(PREAMBLE + model)
     if binary.libpython is not None and binary.libpython.is_absolute():
         (folder / "lib").mkdir()
         (folder / "lib" / binary.libpython.name).symlink_to(binary.libpython)
@@ -88,3 +99,9 @@ def link_models(folder: Path, repository: Path, models: Iterable[str]) -> Path:
     for name in models:
         (shown / name).symlink_to(repository / name, target_is_directory=True)
     return shown
+
+
+def _base() -> Path:
+    """Return the temporary folder, unless its path needs quotes, which Triton does not give it."""
+    chosen = tempfile.gettempdir()
+    return Path(chosen if shlex.quote(chosen) == chosen else "/tmp")

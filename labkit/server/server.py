@@ -5,6 +5,7 @@ import http.client
 import json
 import logging
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,7 +18,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import labkit
 from labkit.server import container, log, supervisor
 from labkit.server.errors import ModelLoadError, ServerError
 from labkit.server.find import find_triton, require_triton
@@ -197,6 +197,12 @@ class TritonServer:
                 f"{repository} holds no model folder; expected <model>/config.pbtxt and "
                 "<model>/1/<model file>: run notebook 05_configure first"
             )
+        for name in present:
+            if shlex.quote(name) != name:
+                raise ServerError(
+                    f"got model name {name!r}, expected letters, digits, '_', '-' and '.' only: "
+                    "Triton passes it to a shell without quotes"
+                )
         if self.models is None:
             return list(present.values())
         unknown = [name for name in self.models if name not in present]
@@ -257,6 +263,7 @@ class TritonServer:
             flags.append(f"--model-config-name={self.config_name}")
         if self.runtime == "container":
             engine = container.require_engine()
+            container.pull_if_missing(engine)
             command = container.run_command(
                 engine,
                 run_folder.name,
@@ -373,7 +380,6 @@ def _wheel_environment(libraries: Path, run_folder: Path) -> dict[str, str]:
     before = {
         "LD_LIBRARY_PATH": [str(libraries), str(run_folder / "lib")],
         "PATH": [str(Path(sys.prefix) / "bin")],  # the stub becomes the Python found here
-        "PYTHONPATH": [str(Path(labkit.__file__).parents[1])],
     }
     for name, folders in before.items():
         environment[name] = os.pathsep.join([*folders, *filter(None, [environment.get(name)])])

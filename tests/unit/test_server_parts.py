@@ -63,7 +63,7 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A container engine that writes down what it was asked to do."""
     program = tmp_path / "bin" / "docker"
     program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {tmp_path}/asked-$1\n')
+    program.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {tmp_path}/asked-$1\ntest $1 != image\n')
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     monkeypatch.setenv("TRITON_IMAGE", "triton:test")
@@ -114,6 +114,7 @@ def test_runtime_container_asks_the_engine_and_clears_up(engine: Path, tmp_path:
     )
     with pytest.raises(ServerError, match="Triton ended"):  # this engine starts nothing
         server.start()
+    assert (tmp_path / "asked-pull").read_text().split() == ["pull", "triton:test"]
     asked = (tmp_path / "asked-run").read_text().splitlines()
     assert asked[-6:] == [
         "--model-repository=/models",
@@ -154,6 +155,21 @@ def test_a_damaged_or_unfitting_wheel_says_so(tmp_path: Path) -> None:
     stub = binary.stub.parents[1] / "3.99" / binary.stub.name
     assert "use Python 3.11 or 3.12" in str(replace(binary, stub=stub).problem)
     assert "apt-get install libpython3." in str(replace(binary, libpython=None).problem)
+
+
+@pytest.mark.parametrize("name", ["two words", "$(touch owned)", "a;b"])
+def test_a_model_name_that_a_shell_would_read_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(ServerError, match="expected letters, digits"):
+        TritonServer(tmp_path).start()
+
+
+def test_the_run_folder_never_needs_quotes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "with space"))
+    folder, lock_fd = run_folder.make_run_folder()
+    os.close(lock_fd)
+    supervisor.remove_files(folder)
+    assert " " not in str(folder)
 
 
 @pytest.mark.parametrize("runtime", ["docker", ""])
