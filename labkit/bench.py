@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import psutil
@@ -43,6 +43,7 @@ from labkit.compare import Spread
 from labkit.errors import LabError
 
 logger = logging.getLogger(__name__)
+Key = TypeVar("Key")  # whatever names a case
 
 MIN_N = {95: 20, 99: 100}  # at least one sample must lie beyond a percentile for it to mean much
 ERROR_PAUSE_S = 0.01  # a refused request returns at once: without a pause errors would be a flood
@@ -296,10 +297,10 @@ class Repeated:
 
 
 def repeat(
-    cases: Mapping[str, Callable[[], LoadResult]],
+    cases: Mapping[Key, Callable[[], LoadResult]],
     repeats: int,
     progress: Callable[[str], None] | None = None,
-) -> dict[str, Repeated]:
+) -> dict[Key, Repeated]:
     """Measure every case once per round, for `repeats` rounds, every other round backwards.
 
     On a shared machine everything drifts; cases measured in turn drift together.
@@ -309,7 +310,7 @@ def repeat(
     """
     if repeats < 1:
         raise BenchError(f"got repeats={repeats}, expected at least 1")
-    runs: dict[str, list[LoadResult]] = {name: [] for name in cases}
+    runs: dict[Key, list[LoadResult]] = {name: [] for name in cases}
     for index in range(repeats):
         for name in list(cases)[:: 1 if index % 2 == 0 else -1]:
             runs[name].append(cases[name]())
