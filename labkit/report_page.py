@@ -27,7 +27,7 @@ def render(report: dict[str, Any], workspace: Workspace) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(cell=_cell, number=_number, megabytes=_megabytes, plain=_plain)
+    environment.filters.update(cell=_cell, number=_number, megabytes=_megabytes, lines=_lines)
     points = variant_points(report)
     return environment.get_template("report.html").render(
         report=report,
@@ -125,8 +125,22 @@ def _plain(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:,.3g}" if abs(value) < 100 else f"{value:,.0f}"
+    if isinstance(value, int):
+        return f"{value:,}"
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
+        if set(value) >= {"median", "low", "high", "n"}:
+            low, high = _plain(value["low"]), _plain(value["high"])
+            return f"{_plain(value['median'])} ({low} to {high}, n = {value['n']})"
+        return ", ".join(f"{key}: {_plain(item)}" for key, item in value.items())
     if isinstance(value, list):
         return "none" if not value else ", ".join(map(_plain, value))
-    return str(value)
+    return "–" if value is None else str(value)
+
+
+def _lines(value: Any) -> list[str]:
+    """Print a value, a line for each entry of a list of findings or records."""
+    if isinstance(value, list) and any(
+        isinstance(item, dict) or len(str(item)) > 60 for item in value
+    ):
+        return [_plain(item) for item in value]
+    return [_plain(value)]
