@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import NDArray
 
 from labkit.bench import Repeated, ServerSplit
@@ -129,7 +130,7 @@ def load_curves(curves: Mapping[str, Sequence[Repeated]]) -> Figure:
         yscale="log",
         xlim=(0, None),
     )
-    axis.legend(title="setting (numbers: clients)", loc="best", fontsize=9)
+    figure.legend(title="setting\n(numbers: clients)", loc="outside right upper", fontsize=9)
     plain_ticks(axis)
     return figure
 
@@ -243,11 +244,10 @@ def batch_sizes(histograms: Mapping[str, Mapping[int, int]]) -> Figure:
 
 
 def plain_ticks(axis: Axes) -> None:
-    """Write a logarithmic axis in plain numbers: 20, not 2·10¹."""
+    """Label a logarithmic axis 1, 2, 5, 10, 20 …, in plain numbers."""
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    low, high = axis.get_ylim()
-    minor = (lambda value, _: f"{value:g}") if high / low < 30 else (lambda value, _: "")
-    axis.yaxis.set_minor_formatter(minor)
+    axis.yaxis.set_minor_locator(NullLocator())
 
 
 def _colours() -> tuple[str, ...]:
