@@ -46,7 +46,7 @@ class StandIn:
 
     def _groups(self, inputs: Sequence[Arrays]) -> list[list[int]]:
         """Return which requests can run together: those whose shapes agree beyond the batch."""
-        if not self._batched:
+        if not self._batched or len(inputs) == 1:
             return [[index] for index in range(len(inputs))]
         groups: dict[Any, list[int]] = {}
         for index, arrays in enumerate(inputs):
@@ -133,6 +133,8 @@ def _split(outputs: Arrays, rows: Sequence[int]) -> list[Arrays]:
                 f"output '{name}' has shape {list(array.shape)} for a batch of {sum(rows)}, "
                 "expected one row for each"
             )
+    if len(rows) == 1:
+        return [outputs]
     ends = np.cumsum(rows)
     return [
         {name: array[end - count : end] for name, array in outputs.items()}

@@ -89,15 +89,15 @@ def assemble_backends(folder: Path, binary: TritonBinary) -> Path:
     return folder / "backends"
 
 
-def link_models(folder: Path, repository: Path, models: Iterable[str]) -> Path:
+def link_models(folder: Path, models: Iterable[Path]) -> Path:
     """Show only these models to the server: a repository of links, at a path without spaces.
 
     Triton starts its stubs through a shell and does not quote the paths.
     """
     shown = folder / "models"
     shown.mkdir()
-    for name in models:
-        (shown / name).symlink_to(repository / name, target_is_directory=True)
+    for model in models:
+        (shown / model.name).symlink_to(model, target_is_directory=True)
     return shown
 
 

@@ -20,26 +20,17 @@ from typing import Any, Self
 
 from labkit.server import container, log, supervisor
 from labkit.server.errors import ModelLoadError, ServerError
-from labkit.server.find import find_triton, require_triton
+from labkit.server.find import find_triton
+from labkit.server.job import container_job, wheel_job
 from labkit.server.ports import LOOPBACK, choose_ports, port_in_use
-from labkit.server.run_folder import (
-    assemble_backends,
-    link_models,
-    make_run_folder,
-    remove_abandoned,
-)
+from labkit.server.run_folder import make_run_folder, remove_abandoned
 
 logger = logging.getLogger(__name__)
 
 RUNTIMES = ("auto", "wheel", "container")
 POLL_S = 0.05
 ATTEMPTS = 3  # a free port can be taken between the choice and Triton's start
-METRICS_INTERVAL_MS = 500  # Triton ends between two collections only; its default is 2,000
 STOP_MARGIN_S = 10.0  # beyond the exit timeout, before the supervisor itself is killed
-
-# Numeric libraries in the stubs start no thread pools of their own; the stand-ins set the engines'
-# threads from each model's configuration.
-SINGLE_THREADED = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @dataclass
@@ -76,6 +67,7 @@ class TritonServer:
     start_timeout_s: float = 120.0
     pid: int | None = field(default=None, init=False)
     _supervisor: "subprocess.Popen[str] | None" = field(default=None, init=False, repr=False)
+    _owner_pid: int | None = field(default=None, init=False, repr=False)
     _run_folder: Path | None = field(default=None, init=False, repr=False)
     _ports: dict[str, int] = field(default_factory=dict, init=False, repr=False)
 
@@ -154,7 +146,9 @@ class TritonServer:
     def stop(self) -> None:
         """Stop the server, and wait until no process and no file of it is left."""
         process, self._supervisor = self._supervisor, None
-        if process is None:
+        if (
+            process is None or os.getpid() != self._owner_pid
+        ):  # a forked child's copy of this object
             return
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
@@ -197,20 +191,19 @@ class TritonServer:
                 f"{repository} holds no model folder; expected <model>/config.pbtxt and "
                 "<model>/1/<model file>: run notebook 05_configure first"
             )
-        for name in present:
+        chosen = list(dict.fromkeys(present if self.models is None else self.models))
+        unknown = [name for name in chosen if name not in present]
+        if unknown:
+            raise ServerError(
+                f"{repository} has no model {', '.join(unknown)}; it has {', '.join(present)}"
+            )
+        for name in chosen:
             if shlex.quote(name) != name:
                 raise ServerError(
                     f"got model name {name!r}, expected letters, digits, '_', '-' and '.' only: "
                     "Triton passes it to a shell without quotes"
                 )
-        if self.models is None:
-            return list(present.values())
-        unknown = [name for name in self.models if name not in present]
-        if unknown:
-            raise ServerError(
-                f"{repository} has no model {', '.join(unknown)}; it has {', '.join(present)}"
-            )
-        return [present[name] for name in dict.fromkeys(self.models)]
+        return [present[name] for name in chosen]
 
     def _launch(self, folders: list[Path]) -> None:
         """Start the supervisor, which starts the server."""
@@ -222,8 +215,8 @@ class TritonServer:
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         self.log_path.write_bytes(b"")
         try:
-            job = self._job(run_folder, folders)
-            job |= {
+            describe = container_job if self.runtime == "container" else wheel_job
+            job = describe(run_folder, folders, self._ports, self._flags()) | {
                 "run_folder": str(run_folder),
                 "lock_fd": lock_fd,
                 "log_path": str(self.log_path),
@@ -243,7 +236,7 @@ class TritonServer:
             raise
         finally:
             os.close(lock_fd)
-        self._supervisor = process
+        self._supervisor, self._owner_pid = process, os.getpid()
         weakref.finalize(self, _terminate, process, os.getpid())  # also at interpreter exit
         assert process.stdout is not None
         with process.stdout as output:
@@ -252,8 +245,7 @@ class TritonServer:
             raise ServerError(f"Triton could not be started; see {self.log_path}")
         self.pid = int(first_line)
 
-    def _job(self, run_folder: Path, folders: list[Path]) -> dict[str, Any]:
-        """Return command, environment and clean-up of the server for the supervisor."""
+    def _flags(self) -> list[str]:
         flags = [
             "--model-control-mode=none",
             "--strict-readiness=true",
@@ -261,40 +253,7 @@ class TritonServer:
         ]
         if self.config_name:
             flags.append(f"--model-config-name={self.config_name}")
-        if self.runtime == "container":
-            engine = container.require_engine()
-            container.pull_if_missing(engine)
-            command = container.run_command(
-                engine,
-                run_folder.name,
-                container.resolve(folders),
-                self._ports,
-                [*flags, *self.extra_args],
-            )
-            return {
-                "command": command,
-                "environment": dict(os.environ),
-                "remove_command": container.remove_command(engine, run_folder.name),
-            }
-        binary = require_triton()
-        backends = assemble_backends(run_folder, binary)
-        models = link_models(run_folder, Path(self.repository), [path.name for path in folders])
-        command = [
-            str(binary.executable),
-            f"--model-repository={models}",
-            f"--backend-directory={backends}",
-            f"--cache-directory={binary.caches}",
-            f"--backend-config=python,shm-region-prefix-name={run_folder.name}-",
-            *(f"--{name}-address={LOOPBACK}" for name in self._ports),
-            *(f"--{name}-port={port}" for name, port in self._ports.items()),
-            "--allow-gpu-metrics=false",
-            f"--metrics-interval-ms={METRICS_INTERVAL_MS}",
-            "--pinned-memory-pool-byte-size=0",
-            *flags,
-            *self.extra_args,
-        ]
-        environment = _wheel_environment(binary.libraries, run_folder)
-        return {"command": command, "environment": environment, "remove_command": []}
+        return [*flags, *self.extra_args]
 
     def _wait_until_ready(self, models: list[str]) -> None:
         assert self._supervisor is not None
@@ -325,10 +284,8 @@ class TritonServer:
     def _failed_start(self, status: int | None) -> Exception:
         """Return the error that explains a start that did not succeed."""
         text = log.read(Path(str(self.log_path)))
-        for shown in ("models", "backends"):  # the student knows the repository, not its links
-            text = text.replace(
-                f"{self._run_folder}/{shown}", {"models": str(self.repository)}.get(shown, shown)
-            )
+        # The student knows the repository, not the links to it.
+        text = text.replace(f"{self._run_folder}/models", str(self.repository))
         failures = log.failed_models(text)
         if failures:
             details = "\n".join(f"  {model}: {why}" for model, why in failures.items())
@@ -370,20 +327,6 @@ def runtime_of(config: dict[str, Any]) -> str:
 
 def _is_model(path: Path) -> bool:
     return path.is_dir() and not path.name.startswith(".")
-
-
-def _wheel_environment(libraries: Path, run_folder: Path) -> dict[str, str]:
-    """Return the environment in which the wheel's binary and its stubs find their libraries."""
-    environment = dict(os.environ)
-    for name in SINGLE_THREADED:
-        environment.setdefault(name, "1")
-    before = {
-        "LD_LIBRARY_PATH": [str(libraries), str(run_folder / "lib")],
-        "PATH": [str(Path(sys.prefix) / "bin")],  # the stub becomes the Python found here
-    }
-    for name, folders in before.items():
-        environment[name] = os.pathsep.join([*folders, *filter(None, [environment.get(name)])])
-    return environment | {"PYTHONUNBUFFERED": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def _terminate(process: "subprocess.Popen[str]", owner_pid: int) -> None:

@@ -87,7 +87,7 @@ ENDINGS = {  # how the script goes on, the signal it is sent, and its exit statu
     "SIGTERM": ("with server: tell()", signal.SIGTERM, -signal.SIGTERM),
     "SIGKILL": ("with server: tell()", signal.SIGKILL, -signal.SIGKILL),
     "forked child goes first": (
-        "server.start()\nif os.fork() == 0: sys.exit(0)\nos.wait(); tell(); server.stop()",
+        "server.start()\nif os.fork() == 0: server.stop(); sys.exit(0)\nos.wait(); tell()",
         None,
         0,
     ),

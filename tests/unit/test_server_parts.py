@@ -160,8 +160,10 @@ def test_a_damaged_or_unfitting_wheel_says_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["two words", "$(touch owned)", "a;b"])
 def test_a_model_name_that_a_shell_would_read_is_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / name).mkdir()
+    (tmp_path / "plain").mkdir()
     with pytest.raises(ServerError, match="expected letters, digits"):
         TritonServer(tmp_path).start()
+    assert TritonServer(tmp_path, models=["plain"])._model_folders() == [tmp_path / "plain"]
 
 
 def test_the_run_folder_never_needs_quotes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
