@@ -3,6 +3,7 @@
 import base64
 import io
 from itertools import groupby
+from textwrap import shorten
 from typing import Any
 
 import jinja2
@@ -11,6 +12,8 @@ from matplotlib.figure import Figure
 
 from labkit.plots.report import VariantPoint, variant_comparison
 from labkit.workspace import Workspace
+
+MAX_LINE = 180  # characters of one entry of a list; the evidence file has all of it
 
 
 def render(report: dict[str, Any], workspace: Workspace) -> str:
@@ -142,5 +145,5 @@ def _lines(value: Any) -> list[str]:
     if isinstance(value, list) and any(
         isinstance(item, dict) or len(str(item)) > 60 for item in value
     ):
-        return [_plain(item) for item in value]
+        return [shorten(_plain(item), MAX_LINE, placeholder=" …") for item in value]
     return [_plain(value)]

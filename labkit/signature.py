@@ -1,5 +1,6 @@
 """What a model file says about its own inputs and outputs."""
 
+import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,6 +131,8 @@ def _read_openvino(path: Path) -> Signature:
 
 def _read_torchscript(path: Path) -> Signature:
     """Read the arguments of `forward`; TorchScript keeps neither dtypes nor shapes of tensors."""
+    # PyTorch's C++ side writes a notice to stderr for every quantized file; errors still show.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     import torch
 
     with warnings.catch_warnings():
