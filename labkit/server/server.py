@@ -75,8 +75,9 @@ class TritonServer:
         if self.runtime not in RUNTIMES:
             raise ServerError(f"got runtime {self.runtime!r}, expected one of {RUNTIMES}")
         if self.runtime == "auto":
-            wheel = find_triton() is not None or container.find_engine() is None
-            self.runtime = "wheel" if wheel else "container"
+            binary = find_triton()
+            usable = binary is not None and binary.problem is None
+            self.runtime = "wheel" if usable or container.find_engine() is None else "container"
         if isinstance(self.models, str):
             raise ServerError(f"got models={self.models!r}, expected a list: [{self.models!r}]")
         self.repository = Path(self.repository).absolute()
