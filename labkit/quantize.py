@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import rich
 import torch
 from torch import nn
 
@@ -47,7 +48,7 @@ def quantize_torchscript(
     reduce_range: bool = True,
     per_channel: bool = True,
     keep_float: Sequence[str] = KEEP_FLOAT,
-    engine: str = "x86",
+    engine: str | None = None,
 ) -> torch.jit.ScriptModule:
     """Quantize with PyTorch: static, traced; input and output stay float32.
 
@@ -61,7 +62,8 @@ def quantize_torchscript(
         reduce_range: Use 7 bits for the activations, so that no 16-bit sum saturates.
         per_channel: One scale for each output channel of a weight, else one for all.
         keep_float: Names of modules that are not quantized.
-        engine: For which kernels; one of `torch.backends.quantized.supported_engines`.
+        engine: For which kernels, one of `torch.backends.quantized.supported_engines`; None for
+            `x86` where it is supported, else `qnnpack`.
 
     Raises:
         QuantizationError: no images, training mode, an unknown module or engine.
@@ -76,11 +78,10 @@ def quantize_torchscript(
         raise QuantizationError("got a model in training mode, expected eval: call model.eval()")
     if unknown := set(keep_float) - {name for name, _ in model.named_modules()}:
         raise QuantizationError(f"keep_float names unknown modules: {', '.join(sorted(unknown))}")
-    if engine not in torch.backends.quantized.supported_engines:
-        raise QuantizationError(
-            f"got engine {engine!r}, expected one of "
-            f"{', '.join(torch.backends.quantized.supported_engines)}"
-        )
+    engines = torch.backends.quantized.supported_engines
+    engine = engine or ("x86" if "x86" in engines else "qnnpack")
+    if engine not in engines:
+        raise QuantizationError(f"got engine {engine!r}, expected one of {', '.join(engines)}")
     observer = PerChannelMinMaxObserver if per_channel else MinMaxObserver
     scheme = torch.per_channel_symmetric if per_channel else torch.per_tensor_symmetric
     settings = QConfig(
@@ -190,20 +191,22 @@ def quantize_openvino(
 
 def _nncf_quantize(model: Any, images: Floats, reduce_range: bool, excluded: list[str]) -> Any:
     """Run NNCF without its progress bars and its logging."""
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # looks for CUDA
     import nncf
     from nncf.quantization.advanced_parameters import OverflowFix
 
     nncf.set_log_level(logging.ERROR)
     fix = OverflowFix.ENABLE if reduce_range else OverflowFix.DISABLE
-    return nncf.quantize(
-        model,
-        nncf.Dataset([{INPUT: image[None]} for image in images]),
-        preset=nncf.QuantizationPreset.PERFORMANCE,
-        subset_size=len(images),
-        fast_bias_correction=True,
-        ignored_scope=nncf.IgnoredScope(names=excluded),
-        advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=fix),
-    )
+    with _quiet_rich():
+        return nncf.quantize(
+            model,
+            nncf.Dataset([{INPUT: image[None]} for image in images]),
+            preset=nncf.QuantizationPreset.PERFORMANCE,
+            subset_size=len(images),
+            fast_bias_correction=True,
+            ignored_scope=nncf.IgnoredScope(names=excluded),
+            advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=fix),
+        )
 
 
 class _CalibrationReader:
@@ -283,3 +286,15 @@ def _quiet_root_logger() -> Iterator[None]:
         yield
     finally:
         root.setLevel(former)
+
+
+@contextmanager
+def _quiet_rich() -> Iterator[None]:
+    """Silence NNCF's progress bars, which have no switch and go to rich's global console."""
+    console = rich.get_console()
+    former = vars(console)
+    rich.reconfigure(quiet=True, force_jupyter=False)
+    try:
+        yield
+    finally:
+        console.__dict__ = former
