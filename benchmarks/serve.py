@@ -13,7 +13,7 @@ the other to Triton and the clients, for which in-process inference has no need.
 in one asyncio process (`tritonclient.grpc.aio`, tensors in binary); each serializes every request
 anew, as real clients do.
 
-    python benchmarks/serve.py [--model model.onnx] [--threads 1] [--rounds 7] [--seconds 3]
+    python benchmarks/serve.py [--model model.onnx] [--threads 1] [--rounds 15] [--seconds 1.5]
 """
 
 import argparse
@@ -32,6 +32,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
+import psutil
 from tritonclient.grpc import InferInput, InferRequestedOutput, aio
 
 from labkit.server import TritonServer
@@ -40,6 +41,7 @@ from labkit.workspace import project_root
 BATCH = 32
 CLIENTS = 16
 IN_FLIGHT = 2
+BUSY_PERCENT = 10.0
 MODEL = "bench"
 TARGETS = {"served, batch 32": 0.9, f"served, {CLIENTS} clients × 1": 0.6}
 CONFIG = """
@@ -216,14 +218,22 @@ def find_model(folder: Path) -> Path:
     return folder / "model.onnx"
 
 
+def warn_if_busy() -> None:
+    """Say so when other processes compete: then the ratios say more about them."""
+    busy = psutil.cpu_percent(interval=1.0)
+    if busy > BUSY_PERCENT:
+        print(f"other processes use {busy:.0f} % of this machine: measure again", file=sys.stderr)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", type=Path, help="an ONNX model of the lab")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--seconds", type=float, default=1.5, help="of each measurement")
     parser.add_argument("--queue-delay-us", type=int, default=0)
     args = parser.parse_args()
+    warn_if_busy()
     with tempfile.TemporaryDirectory() as folder:
         path = args.model or find_model(Path(folder))
         model = Path(folder) / "repository" / MODEL
