@@ -19,7 +19,7 @@ import tritonclient.http as http
 from tiny_models import ONE_THREAD, X, Y, save_double, write_config
 
 from labkit.server import ModelLoadError, PortInUse, ServerError, TritonServer
-from labkit.server.run_folder import PREFIX, remove_abandoned
+from labkit.server.run_folder import remove_abandoned
 
 SHARED_MEMORY = Path("/dev/shm")
 Eventually = Callable[..., None]
@@ -175,17 +175,12 @@ def test_clearing_up_spares_what_is_in_use(server: TritonServer) -> None:
 
 def test_nothing_is_left_after_a_failed_load(tmp_path: Path) -> None:
     write_config(tmp_path / "repository" / "empty", "onnxruntime", X, Y)
-    before = _ours()
     server = TritonServer(tmp_path / "repository", log_path=tmp_path / "triton.log")
     with pytest.raises(ModelLoadError, match=r"empty.*no file model\.onnx"):
         server.start()
-    assert _ours() == before
     assert not server.running
-
-
-def _ours() -> set[str]:
-    folders = [SHARED_MEMORY, Path(tempfile.gettempdir())]
-    return {path.name for folder in folders for path in folder.glob(f"{PREFIX}*")}
+    assert server._run_folder is not None and not server._run_folder.exists()
+    assert not list(SHARED_MEMORY.glob(f"{server._run_folder.name}*"))
 
 
 def test_stops_on_a_kernel_restart(
