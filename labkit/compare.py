@@ -4,16 +4,22 @@ On a shared machine the speed of everything drifts by tens of percent within a m
 measured in turn, in short slices, drift together, so their ratio holds still.
 """
 
+import json
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from labkit.errors import LabError
-from labkit.runtime import Runner, probe_images, throughput
+from labkit.runtime import Runner, load_runner, probe_images, throughput
 
 
 class ComparisonError(LabError):
@@ -159,3 +165,48 @@ def latency_ms(runner: Runner, batch: int = 1, calls: int = 100, warm_up: int = 
         times.append(1e3 * (time.perf_counter() - start))
     p5, p50, p95 = np.percentile(times, [5, 50, 95])
     return Latency(batch, calls, float(p5), float(p50), float(p95))
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Resident memory of a process that does nothing but run one model, in MiB.
+
+    Attributes:
+        runtime: With the runtime loaded, before the model.
+        loaded: With the model.
+        running: After it has run one batch; runtimes keep the memory of their activations.
+    """
+
+    runtime: float
+    loaded: float
+    running: float
+
+
+def memory_mib(path: Path, batch: int = 32) -> Memory:
+    """Measure a model's memory in a child process of its own.
+
+    Raises:
+        ComparisonError: the child fails.
+    """
+    command = [sys.executable, "-m", "labkit.compare", str(path), str(batch)]
+    child = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    if child.returncode != 0:
+        last = (child.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ComparisonError(f"measuring the memory of {path.name} failed: {last}")
+    return Memory(*json.loads(child.stdout))
+
+
+def _memory_child(path: str, batch: str) -> None:
+    """Print the three numbers of `Memory`; the body of the child process."""
+    resident = psutil.Process().memory_info
+    import_module({".pt": "torch", ".onnx": "onnxruntime", ".xml": "openvino"}[Path(path).suffix])
+    sizes = [resident().rss]
+    runner = load_runner(path)
+    sizes.append(resident().rss)
+    runner(probe_images(int(batch)))
+    sizes.append(resident().rss)
+    print(json.dumps([size / 2**20 for size in sizes]))
+
+
+if __name__ == "__main__":
+    _memory_child(*sys.argv[1:])
