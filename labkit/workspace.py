@@ -37,6 +37,8 @@ MADE_BY: dict[str, str] = {
     "report.html": "08_report",
 }
 
+OPTIONAL = frozenset({"model.plan"})  # made only where an NVIDIA GPU is
+
 
 class MissingInput(LabError):
     """A step needs a file that no earlier step of this run has made."""
@@ -44,6 +46,10 @@ class MissingInput(LabError):
 
 class CorruptFile(LabError):
     """A JSON file of the run cannot be read."""
+
+
+class NoCacheFolder(LabError):
+    """Nothing says where downloads belong: neither LABKIT_CACHE nor a home folder."""
 
 
 def project_root() -> Path:
@@ -65,12 +71,22 @@ def cache_dir() -> Path:
     """Return the folder for what is downloaded once per user; it is not created here.
 
     Returns:
-        `$LABKIT_CACHE`, else `$XDG_CACHE_HOME/labkit`, else `~/.cache/labkit`.
+        `$LABKIT_CACHE`, else `$XDG_CACHE_HOME/labkit`, else `~/.cache/labkit`. A relative
+        LABKIT_CACHE starts at the project root, so that the command line and the kernels, which
+        run in `notebooks/`, mean the same folder.
+
+    Raises:
+        NoCacheFolder: the home folder is needed and unknown.
     """
-    if explicit := os.environ.get("LABKIT_CACHE"):
-        return Path(explicit)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "labkit"
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    chosen = Path(os.environ.get("LABKIT_CACHE") or f"{base}/labkit")
+    try:
+        return project_root() / chosen.expanduser()
+    except RuntimeError as error:
+        raise NoCacheFolder(
+            f"the home folder for {chosen} is not known (HOME is not set, and this user has no "
+            "entry in the system): set LABKIT_CACHE to the absolute path of a writable folder"
+        ) from error
 
 
 @contextmanager
@@ -169,11 +185,6 @@ class Workspace:
         return self.root / "logs"
 
     @property
-    def figures(self) -> Path:
-        """Figures that the report shows."""
-        return self.root / "figures"
-
-    @property
     def executed(self) -> Path:
         """Notebooks as they were executed in this run."""
         return self.root / "notebooks"
@@ -220,6 +231,28 @@ class Workspace:
                 "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
             }
         write_json(self.manifest_path, manifest)
+
+    def forget(self, made_by: str) -> None:
+        """Take a step's artifacts out of the manifest; the files stay.
+
+        Called before the step runs again, so that files of an earlier run cannot pass for new.
+        """
+        kept = {n: entry for n, entry in self.manifest().items() if entry["made_by"] != made_by}
+        write_json(self.manifest_path, kept)
+
+    def unrecorded(self, made_by: str) -> list[str]:
+        """Return the artifacts of a step that are missing, not recorded, or changed since."""
+        manifest = self.manifest()
+        return [
+            name
+            for name, maker in MADE_BY.items()
+            if maker == made_by
+            and name not in OPTIONAL
+            and not (
+                self.path(name).is_file()
+                and manifest.get(name, {}).get("sha256") == sha256(self.path(name))
+            )
+        ]
 
     def manifest(self) -> dict[str, dict[str, Any]]:
         """Return the manifest; empty for a new run."""

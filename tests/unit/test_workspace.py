@@ -7,6 +7,7 @@ from labkit.workspace import (
     MADE_BY,
     CorruptFile,
     MissingInput,
+    NoCacheFolder,
     Workspace,
     atomic_path,
     cache_dir,
@@ -103,3 +104,38 @@ def test_cache_dir_prefers_the_explicit_variable(
     assert cache_dir() == tmp_path / "labkit"
     monkeypatch.setenv("LABKIT_CACHE", str(tmp_path / "mine"))
     assert cache_dir() == tmp_path / "mine"
+
+
+def test_cache_dir_is_the_same_from_the_notebooks_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = project_root()
+    monkeypatch.setenv("LABKIT_CACHE", "cache/mine")
+    assert cache_dir() == root / "cache" / "mine"
+    monkeypatch.chdir(root / "notebooks")
+    assert cache_dir() == root / "cache" / "mine"
+
+
+@pytest.mark.parametrize("variable", ["LABKIT_CACHE", "XDG_CACHE_HOME"])
+def test_cache_dir_knows_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.delenv("LABKIT_CACHE", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv(variable, "~/kept")
+    assert cache_dir().is_relative_to(tmp_path / "kept")
+
+
+def test_cache_dir_without_a_home_names_the_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pwd
+
+    def unknown(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    for name in ("HOME", "LABKIT_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(NoCacheFolder, match="set LABKIT_CACHE"):
+        cache_dir()
+    monkeypatch.setenv("LABKIT_CACHE", str(tmp_path))
+    assert cache_dir() == tmp_path
