@@ -18,15 +18,16 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import psutil
 
 from labkit.checks import STAGE_CHECKS, CheckResult, check_stage
 from labkit.environment import environment_facts
-from labkit.errors import LabError
+from labkit.errors import LabError, UsageError
 from labkit.profiles import Profile, preset
-from labkit.workspace import Workspace, project_root, write_json
+from labkit.workspace import Workspace, project_root, read_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -35,11 +36,11 @@ STAGES: tuple[str, ...] = tuple(STAGE_CHECKS)
 WALL_LIMIT_S = {"smoke": 300.0, "standard": 3_600.0, "full": 6 * 3_600.0}
 STOP_GRACE_S = 10.0
 POLL_S = 0.2
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 PASSED, FAILED = "passed", "failed"
 
 
-class UnknownStage(LabError):
+class UnknownStage(UsageError):
     """A stage name that is none of the notebooks."""
 
 
@@ -133,11 +134,12 @@ def run_chain(
     profile = preset(profile_name)
     limit_s = wall_limit_s or WALL_LIMIT_S[profile.name]
     started = datetime.now(UTC).isoformat(timespec="seconds")
+    earlier = _earlier_stages(workspace, profile, stages)
     results: list[StageResult] = []
     for stage in stages:
         result = run_stage(stage, folder, workspace, profile, on_progress, limit_s)
         results.append(result)
-        _write_run(workspace, profile, started, results)
+        _write_run(workspace, profile, started, [*earlier, *map(asdict, results)])
         on_result(result)
         if result.status != PASSED:
             break
@@ -158,6 +160,7 @@ def run_stage(
     log_path = workspace.logs / f"{stage}.log"
     workspace.executed.mkdir(parents=True, exist_ok=True)
     executed.unlink(missing_ok=True)  # evidence of an earlier run is no evidence of this one
+    workspace.forget(stage)
     begin = time.monotonic()
     reason = _unfit(source)
     if not reason:
@@ -216,7 +219,7 @@ def _execute(
     environment |= {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "PYTHONUNBUFFERED": "1"}
     environment |= {"JUPYTER_PREFER_ENV_PATH": "1"}  # this environment's kernel, not the user's
     begin = time.monotonic()
-    with log_path.open("wb") as stream:
+    with log_path.open("wb") as stream, _stopped_at_the_end():
         child = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -226,7 +229,6 @@ def _execute(
             start_new_session=True,
             preexec_fn=_end_with_parent,
         )
-    with _stopped_at_the_end(child):
         while child.poll() is None:
             if time.monotonic() > deadline:
                 return True
@@ -235,30 +237,39 @@ def _execute(
     return False
 
 
+def _prctl(option: int, value: int) -> None:
+    """Set an attribute of this process, on Linux."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+
+
 def _end_with_parent() -> None:
     """In the child: end when the chain is killed. The kernel and its server then follow."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @contextmanager
-def _stopped_at_the_end(child: "subprocess.Popen[bytes]") -> Iterator[None]:
-    """Leave no process behind, whatever happens: papermill, its kernel, or the kernel's server."""
-    family: dict[int, psutil.Process] = {}
+def _stopped_at_the_end() -> Iterator[None]:
+    """Stop every process started inside: papermill, its kernel, and whatever a notebook started.
+
+    While inside, this process adopts orphans, so that a process that a notebook has sent into the
+    background is still found when its parents are gone.
+    """
+    chain = psutil.Process()
+    before = {process.pid for process in chain.children(recursive=True)}
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)
     try:
         yield
     finally:
-        try:
-            root = psutil.Process(child.pid)
-            family = {process.pid: process for process in [*root.children(recursive=True), root]}
-        except psutil.NoSuchProcess:
-            pass  # ended by itself
-        for process in family.values():
+        started = [p for p in chain.children(recursive=True) if p.pid not in before]
+        for process in started:
             _signal(process, "terminate")
-        _, alive = psutil.wait_procs(list(family.values()), timeout=STOP_GRACE_S)
-        for process in alive:
+        psutil.wait_procs(started, timeout=STOP_GRACE_S)
+        left = [p for p in chain.children(recursive=True) if p.pid not in before]
+        for process in left:
             _signal(process, "kill")
-        child.wait()
+        psutil.wait_procs(left, timeout=STOP_GRACE_S)
+        _prctl(PR_SET_CHILD_SUBREAPER, 0)
 
 
 def _signal(process: psutil.Process, method: str) -> None:
@@ -287,7 +298,10 @@ def cell_failure(executed: Path) -> str:
     """
     if not executed.is_file():
         return "papermill left no executed notebook; see the log"
-    notebook = nbformat.read(executed, as_version=4)
+    try:
+        notebook = nbformat.read(executed, as_version=4)
+    except Exception as error:  # papermill may have been stopped while it wrote
+        return f"the executed notebook cannot be read: {str(error).splitlines()[0]}"
     code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
     previous = 0
     for number, cell in enumerate(code, start=1):
@@ -302,8 +316,19 @@ def cell_failure(executed: Path) -> str:
     return "" if code else "the notebook has no code cell"
 
 
+def _earlier_stages(
+    workspace: Workspace, profile: Profile, stages: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    """Return what `run.json` says of stages that are not run now, for a run that is resumed."""
+    path = workspace.root / "run.json"
+    run = read_json(path) if path.is_file() else {}
+    if run.get("profile") != profile.name:
+        return []
+    return [entry for entry in run["stages"] if entry["stage"] not in stages]
+
+
 def _write_run(
-    workspace: Workspace, profile: Profile, started: str, results: list[StageResult]
+    workspace: Workspace, profile: Profile, started: str, stages: list[dict[str, Any]]
 ) -> None:
     """Write `run.json`: what ran, where, how long, and the verdicts."""
     write_json(
@@ -311,8 +336,8 @@ def _write_run(
         {
             "profile": profile.name,
             "started_at": started,
-            "seconds": round(sum(result.seconds for result in results), 2),
+            "seconds": round(sum(stage["seconds"] for stage in stages), 2),
             "environment": environment_facts(),
-            "stages": [asdict(result) for result in results],
+            "stages": stages,
         },
     )

@@ -13,7 +13,7 @@ from rich.progress import Progress as Bar
 from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from labkit.errors import LabError
+from labkit.errors import LabError, UsageError
 
 app = typer.Typer(
     help="The model-deployment lab: train, export, quantize, serve, measure, tune, report.",
@@ -23,8 +23,6 @@ app = typer.Typer(
 )
 console = Console(soft_wrap=True, highlight=False)
 HEARTBEAT_S = 30.0  # how often a running notebook is heard of where there is no terminal
-
-RunFolder = Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")]
 
 
 @app.command()
@@ -248,12 +246,19 @@ def check(
 
 
 @app.command()
-def report(out: RunFolder = Path("runs/standard")) -> None:
+def report(
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder of the run; runs/standard when left.")
+    ] = None,
+) -> None:
     """Build report.json and report.html again from the evidence of a run."""
     from labkit.report import write_report
-    from labkit.workspace import Workspace
+    from labkit.workspace import Workspace, project_root
 
-    for path in write_report(Workspace.at(out.absolute()), made_by="labkit report"):
+    folder = out.absolute() if out else project_root() / "runs" / "standard"
+    if not (folder / "manifest.json").is_file():
+        raise LabError(f"{folder} is not a run: it has no manifest.json; `labkit run` makes one")
+    for path in write_report(Workspace.at(folder), made_by="08_report"):
         console.print(str(path))
 
 
@@ -270,12 +275,12 @@ def lab(
 
 
 def main() -> None:
-    """Run the command line; an expected error is one red line and exit code 1."""
+    """Run the command line; an expected error is one red line."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         app()
-    except LabError as error:
+    except (LabError, OSError) as error:  # OSError: a full disk, a folder that is not writable
         Console(stderr=True, soft_wrap=True).print(f"[red]error:[/] {escape(str(error))}")
-        sys.exit(1)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
     except KeyboardInterrupt:
         sys.exit(130)

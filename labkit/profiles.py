@@ -3,10 +3,10 @@
 import os
 from dataclasses import dataclass
 
-from labkit.errors import LabError
+from labkit.errors import UsageError
 
 
-class UnknownProfile(LabError):
+class UnknownProfile(UsageError):
     """A profile name that is none of the presets."""
 
 

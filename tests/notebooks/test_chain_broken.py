@@ -110,6 +110,34 @@ def test_an_endless_cell_is_stopped_with_everything_it_started(
     assert not psutil.pid_exists(int(pid_file.read_text()))
 
 
+def test_what_a_notebook_left_in_the_background_is_stopped(
+    tmp_path: Path, workspace: Workspace
+) -> None:
+    pid_file = tmp_path / "pid"
+    write_notebook(
+        tmp_path / "notebooks",
+        "import pathlib, subprocess\n"
+        "child = subprocess.Popen(['sleep', '600'], start_new_session=True)\n"
+        f"pathlib.Path({str(pid_file)!r}).write_text(str(child.pid))",
+    )
+    assert run_one(tmp_path, workspace).status == PASSED
+    assert not running(int(pid_file.read_text()))
+
+
+def test_a_resumed_run_keeps_the_earlier_stages(tmp_path: Path, workspace: Workspace) -> None:
+    write_notebook(tmp_path / "notebooks", GOOD)
+    write_notebook(tmp_path / "notebooks", GOOD, name="02_train")
+    run_chain(workspace, "smoke", (STAGE, "02_train"), tmp_path / "notebooks")
+    run_chain(workspace, "smoke", ("02_train",), tmp_path / "notebooks")
+    stages = read_json(workspace.root / "run.json")["stages"]
+    assert [entry["stage"] for entry in stages] == [STAGE, "02_train"]
+
+
+def test_a_half_written_notebook_is_a_verdict_not_a_crash(tmp_path: Path) -> None:
+    (tmp_path / "half.ipynb").write_text('{"cells": [')
+    assert "cannot be read" in chain.cell_failure(tmp_path / "half.ipynb")
+
+
 def test_a_lost_parameters_tag_is_a_failure(tmp_path: Path, workspace: Workspace) -> None:
     write_notebook(tmp_path / "notebooks", GOOD, tag=False)
     result = run_one(tmp_path, workspace)

@@ -1,5 +1,6 @@
 """The checks must fail on work that is wrong: each stage is damaged and held against them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -63,10 +64,10 @@ def test_splits(workspace: Workspace) -> None:
 def test_a_damaged_file_is_a_failed_check_not_a_crash(workspace: Workspace) -> None:
     workspace.path("splits.json").write_text("{")
     results = check_stage("01_data", workspace, SMOKE)
-    assert [result.passed for result in results] == [False]
-    assert "not valid JSON" in results[0].detail
+    assert not any(result.passed for result in results)
+    assert "not valid JSON" in results[-1].detail
     workspace.path("splits.json").write_text('{"indices": 7}')
-    assert not check_stage("01_data", workspace, SMOKE)[0].passed
+    assert not any(result.passed for result in check_stage("01_data", workspace, SMOKE))
 
 
 def fake_models(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +85,7 @@ def test_serving_needs_every_variant_and_every_image(
 ) -> None:
     fake_models(workspace, monkeypatch)
     rows = {
-        name: {"accuracy": 0.5, "n": SMOKE.test_images}
+        name: {"accuracy": 0.4, "n": SMOKE.test_images}
         for name in VARIANTS
         if name != "cifar10_tensorrt"
     }
@@ -92,24 +93,42 @@ def test_serving_needs_every_variant_and_every_image(
     assert failed("06_serve", workspace) == []
     rows["cifar10_onnx"]["n"] -= 1
     del rows["cifar10_onnx_int8"]
+    rows["cifar10_torchscript"]["accuracy"] = 0.1  # chance: pixels that were not preprocessed
     workspace.save_json("query.json", {"variants": rows}, made_by="06_serve")
-    assert failed("06_serve", workspace) == ["cifar10_onnx answered", "cifar10_onnx_int8 answered"]
+    wrong = ("cifar10_torchscript", "cifar10_onnx", "cifar10_onnx_int8")
+    assert failed("06_serve", workspace) == [f"{name} answered" for name in wrong]
+
+
+def test_files_of_an_earlier_run_do_not_count(workspace: Workspace) -> None:
+    save_splits(workspace)
+    workspace.forget("01_data")  # as the chain does before the notebook runs again
+    assert failed("01_data", workspace) == ["every file is made and recorded"]
+    save_splits(workspace)
+    assert failed("01_data", workspace) == []
+    workspace.path("splits.json").write_text(workspace.path("splits.json").read_text() + " ")
+    assert failed("01_data", workspace) == ["every file is made and recorded"]
 
 
 def test_configuration_names_the_missing_variant(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_models(workspace, monkeypatch)
+    workspace.save_json("configure.json", {}, made_by="05_configure")
     assert failed("05_configure", workspace) == []
     workspace.path("model_int8.pt").unlink()
     results = check_stage("05_configure", workspace, SMOKE)
-    assert "cifar10_torchscript_int8" in results[0].detail
-    assert not results[0].passed
+    assert "cifar10_torchscript_int8" in results[1].detail
+    assert not results[1].passed
 
 
 def test_tuning_needs_the_written_config(workspace: Workspace) -> None:
-    recommendation = {"recommendation": {"model": "cifar10_onnx"}}
+    recommendation = {
+        "recommendation": {"model": "cifar10_onnx", "instances": 2, "dynamic_batching": True}
+    }
     workspace.save_json("tune.json", recommendation, made_by="07_tune")
     assert failed("07_tune", workspace) == ["the recommendation is written back"]
-    write_config(workspace.repository, VARIANTS["cifar10_onnx"], name="tuned")
+    spec = VARIANTS["cifar10_onnx"]
+    write_config(workspace.repository, spec, name="tuned")  # of an earlier run: one instance
+    assert failed("07_tune", workspace) == ["the recommendation is written back"]
+    write_config(workspace.repository, replace(spec, instances=2), name="tuned")
     assert failed("07_tune", workspace) == []

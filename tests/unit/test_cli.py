@@ -31,10 +31,11 @@ def test_help_lists_every_command() -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["run", "--profile", "fast"], 1, "profile 'fast' does not exist"),
-        (["run", "--from", "12"], 1, "stage '12' does not exist"),
+        (["run", "--profile", "fast"], 2, "profile 'fast' does not exist"),
+        (["run", "--from", "12"], 2, "stage '12' does not exist"),
         (["run", "--unknown"], 2, "No such option"),
         (["serve", "nowhere"], 1, "nowhere"),
+        (["report", "--out", "nowhere"], 1, "is not a run: it has no manifest.json"),
     ],
 )
 def test_wrong_usage_is_one_sentence(arguments: list[str], code: int, message: str) -> None:
