@@ -1,6 +1,7 @@
 """Turn the trained network into files that a server loads: TorchScript, ONNX, TensorRT."""
 
 import copy
+import io
 import shutil
 import subprocess
 from collections import Counter
@@ -85,8 +86,12 @@ def optimize(model: nn.Module) -> torch.jit.ScriptModule:
 
 def save_torchscript(module: torch.jit.ScriptModule, path: Path) -> None:
     """Write a TorchScript module, all or nothing."""
-    with quiet_torchscript(), atomic_path(path) as temporary:
-        torch.jit.save(module, str(temporary))
+    # By way of memory: saved to a path, the archive would hold the temporary name of the file.
+    buffer = io.BytesIO()
+    with quiet_torchscript():
+        torch.jit.save(module, buffer)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(buffer.getvalue())
 
 
 def export_onnx(model: nn.Module, path: Path) -> onnx.ModelProto:

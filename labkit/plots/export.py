@@ -30,18 +30,20 @@ _BOX = (0.86, 0.56)  # width and height of a box, in grid cells
 def operator_graph(model: onnx.ModelProto) -> Figure:
     """Draw an ONNX graph: one box for each operator, with what it computes and its output shape.
 
+    What is computed from weights alone is left out, such as the dequantization of a kernel.
+
     Args:
         model: With inferred shapes, such as `labkit.export.check_onnx` returns. Drawn in rows of
             six, so it suits graphs of up to about forty operators.
     """
     use_style()
-    nodes = [node for node in model.graph.node if node.op_type != "Constant"]
+    weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    nodes = _data_path(model, weights)
     rows = -(-len(nodes) // _PER_ROW)
     figure, axis = plt.subplots(figsize=(10, 0.3 + 0.95 * rows))
     axis.set(xlim=(-0.55, _PER_ROW - 0.45), ylim=(-rows + 0.5, 0.55))
     axis.axis("off")
     shapes = _shapes(model)
-    weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     place = {node.name: (i % _PER_ROW, -(i // _PER_ROW)) for i, node in enumerate(nodes)}
     maker = {output: node.name for node in nodes for output in node.output}
     for node in nodes:
@@ -50,6 +52,20 @@ def operator_graph(model: onnx.ModelProto) -> Figure:
                 _arrow(axis, place[maker[source]], place[node.name])
         _box(axis, place[node.name], node, weights, shapes.get(node.output[0], ""))
     return figure
+
+
+def _data_path(model: onnx.ModelProto, weights: dict[str, tuple[int, ...]]) -> list[onnx.NodeProto]:
+    """Return the operators that images pass through, in order; enter the others into `weights`."""
+    depth = {value.name: 0 for value in model.graph.input}
+    kept = []
+    for node in model.graph.node:
+        before = [depth[name] for name in node.input if name in depth]
+        if before:
+            depth |= dict.fromkeys(node.output, 1 + max(before))
+            kept.append(node)
+        elif node.input:
+            weights |= dict.fromkeys(node.output, weights.get(node.input[0], ()))
+    return sorted(kept, key=lambda node: depth[node.output[0]])
 
 
 def _shapes(model: onnx.ModelProto) -> dict[str, str]:

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from labkit.compare import Comparison
+from labkit.compare import Comparison, Latency
 from labkit.plots.export import ratio_bars, threads_text
 from labkit.plots.style import BLUE, GREEN, GREY, ORANGE, use_style
 
@@ -33,25 +33,33 @@ class Judged:
 
 
 def side_by_side(
-    rows: Mapping[str, Judged], comparison: Comparison, reference: str, limit: float = 0.5
+    rows: Mapping[str, Judged],
+    comparison: Comparison,
+    latencies: Mapping[str, Latency],
+    limit: float = 0.5,
 ) -> Figure:
-    """Show accuracy lost, agreement, size and speed of every variant.
+    """Show accuracy lost, agreement, size, latency and speed of every variant.
 
     Args:
         rows: Variant → what is known of it.
-        comparison: Speeds of the same variants, with the same reference.
-        reference: The FP32 variant in `rows`.
+        comparison: Speeds of the same variants; its baseline is the FP32 variant.
+        latencies: Times of single calls, all with the same batch.
         limit: Points of accuracy that a variant may lose; drawn as a line.
     """
     use_style()
-    names = list(rows)[::-1]
-    figure, axes = plt.subplots(1, 4, figsize=(11.5, 1.4 + 0.42 * len(names)), sharey=True)
+    names, reference = list(rows)[::-1], comparison.baseline
+    figure, axes = plt.subplots(1, 5, figsize=(13, 1.4 + 0.42 * len(names)), sharey=True)
     colours = [GREY if name == reference else BLUE for name in names]
     best = rows[reference].accuracy
     panels = (
         ("Accuracy lost", "percentage points", [100 * (best - rows[n].accuracy) for n in names]),
         ("Disagreement", "% of images", [100 * (1 - rows[n].agreement) for n in names]),
         ("File size", "MiB", [rows[n].mib for n in names]),
+        (
+            f"Latency, batch {latencies[reference].batch}",
+            f"ms (median, n = {latencies[reference].n})",
+            [latencies[n].p50 for n in names],
+        ),
     )
     for axis, (title, label, values) in zip(axes, panels, strict=False):
         axis.barh(names, values, color=colours, height=0.6)
@@ -70,9 +78,10 @@ def side_by_side(
                 f"{value:.2f}", (value, row), (shift, 0), textcoords="offset points",
                 va="center", ha=side, fontsize=9,
             )  # fmt: skip
-    ratio_bars(axes[3], comparison, names)
-    axes[3].set_xlabel(f"× FP32 (n = {comparison.ratio[reference].n})")
-    axes[3].set_title(f"Speed, batch {comparison.batch}, {threads_text(comparison.threads)}")
+    ratio_bars(axes[4], comparison, names)
+    axes[4].set_xlabel(f"× FP32 (median, n = {comparison.ratio[reference].n})")
+    axes[4].set_title(f"Speed, batch {comparison.batch}")
+    figure.suptitle(threads_text(comparison.threads) + " each", x=0.01, ha="left", fontsize=9)
     return figure
 
 
@@ -94,7 +103,7 @@ def channel_ranges(weights: NDArray[np.float32]) -> Figure:
     axis.set(
         xlabel="output channel, widest first",
         ylabel="levels used of 127",
-        title="One scale for all channels: the narrow ones are left with few levels",
+        title="With one scale for all: the levels that each channel is left with",
         ylim=(0, 145),
         xlim=(-0.5, len(levels) - 0.5),
     )
