@@ -42,6 +42,11 @@ class EvidenceFolder:
             self._documents[file] = self._workspace.load_json(file)
         return self._documents[file]
 
+    def recorded(self, file: str) -> str | None:
+        """Return the SHA-256 that the manifest has for any artifact; None when it has none."""
+        entry = self._manifest.get(file)
+        return entry and str(entry["sha256"])
+
     def checksum(self, file: str) -> str:
         """Return the SHA-256 that the manifest has for an artifact that `document` accepts."""
         self.document(file)

@@ -49,6 +49,7 @@ COLUMNS = tuple(
     Column(key, "query.json", f"/variants/{{name}}/{pointer}")
     for key, pointer in (
         ("backend", "backend"),
+        ("instances", "instances"),
         ("runtime", "runtime"),
         ("size_bytes", "size_bytes"),
         ("accuracy", "accuracy"),
@@ -190,11 +191,11 @@ def build_report(workspace: Workspace) -> dict[str, Any]:
     report = {
         "schema_version": SCHEMA_VERSION,
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "environment": environment_facts(),
+        "environment": _environment(folder),
         "variants": [_variant(folder, name) for name in VARIANTS],
         "claims": [_claim(folder, claim) for claim in claims()],
         "configs": {
-            name: mark_or_reason(folder, "configure.json", f"/models/{name}").to_dict()
+            name: mark_or_reason(folder, "query.json", f"/variants/{name}/config").to_dict()
             for name in VARIANTS
         },
         "evidence": {
@@ -207,11 +208,30 @@ def build_report(workspace: Workspace) -> dict[str, Any]:
     return report
 
 
+def _environment(folder: EvidenceFolder) -> dict[str, Any]:
+    """Return where the serving was measured; this machine when nothing was served."""
+    measured = mark_or_reason(folder, "query.json", "/environment")
+    return dict(measured.value) if isinstance(measured, Mark) else environment_facts()
+
+
+def _outdated(folder: EvidenceFolder, name: str) -> str:
+    """Say whether a variant was measured on model files that the run no longer has."""
+    files = mark_or_reason(folder, "query.json", f"/variants/{name}/files")
+    if isinstance(files, Mark):
+        for file, digest in files.value.items():
+            if digest != folder.recorded(file):
+                return f"{file} was made anew after 06_serve had measured it: run 06_serve again"
+    return ""
+
+
 def _variant(folder: EvidenceFolder, name: str) -> dict[str, Any]:
     """Return the row of one variant."""
     spec = VARIANTS[name]
+    outdated = _outdated(folder, name)
     cells: dict[str, Mark | Unmeasured] = {
-        column.key: mark_or_reason(folder, column.file, column.pointer.format(name=name))
+        column.key: Unmeasured(outdated)
+        if outdated
+        else mark_or_reason(folder, column.file, column.pointer.format(name=name))
         for column in COLUMNS
     }
     missing = [
@@ -222,13 +242,12 @@ def _variant(folder: EvidenceFolder, name: str) -> dict[str, Any]:
     row: dict[str, Any] = {
         "name": name,
         "point": spec.point,
-        "instances": spec.instances,
-        "threads": spec.threads,
+        "threads_asked_for": spec.threads,
         "status": "not measured" if missing else "measured",
         "cells": {key: cell.to_dict() for key, cell in cells.items()},
     }
     if missing:
-        row["reason"] = _reason(folder, name) or missing[0]
+        row["reason"] = outdated or _reason(folder, name) or missing[0]
     return row
 
 

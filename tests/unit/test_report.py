@@ -1,3 +1,4 @@
+import hashlib
 import json
 import re
 from copy import deepcopy
@@ -5,12 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from labkit.environment import environment_facts
 from labkit.evidence import NoEvidence
 from labkit.report import COLUMNS, ReportError, build_report, validate_report, write_report
 from labkit.report_page import render
 from labkit.repository import VARIANTS
 from labkit.workspace import Workspace, write_json
 
+MODEL = b"a model file"
+MODEL_SHA = hashlib.sha256(MODEL).hexdigest()
 MEASURED = [name for name in VARIANTS if name != "cifar10_tensorrt"]
 
 
@@ -20,6 +24,9 @@ def row(name: str, accuracy: float = 0.91) -> dict:
         "status": "measured",
         "backend": spec.backend,
         "runtime": "stand-in",
+        "instances": 1,
+        "config": f'name: "{name}"',
+        "files": dict.fromkeys(spec.artifacts, MODEL_SHA),
         "size_bytes": 1_500_000,
         "accuracy": accuracy,
         "n": 10_000,
@@ -35,8 +42,15 @@ def workspace(tmp_path: Path) -> Workspace:
     variants = {name: row(name) for name in MEASURED}
     fast = {"median": 1_800.0, "low": 1_700, "high": 1_900, "n": 3, "batch": 32}
     variants["cifar10_onnx_int8"]["throughput_images_s"] = fast
+    for artifact in {artifact for name in MEASURED for artifact in VARIANTS[name].artifacts}:
+        workspace.path(artifact).write_bytes(MODEL)
+        workspace.record(artifact, made_by="03_export")
     variants["cifar10_tensorrt"] = {"status": "not measured", "reason": "no NVIDIA GPU here"}
-    query = {"variants": variants, "server": {"version": "2.51.0", "health": {"live": True}}}
+    query = {
+        "variants": variants,
+        "server": {"version": "2.51.0", "health": {"live": True}},
+        "environment": {**environment_facts(), "cpu": "the CPU that served"},
+    }
     workspace.save_json("query.json", query, made_by="06_serve")
     configure = {"findings": [], "diagnosed": ["a <b>finding</b>"], "models": {"cifar10_onnx": "x"}}
     workspace.save_json("configure.json", configure, made_by="05_configure")
@@ -109,6 +123,19 @@ def test_changed_evidence_makes_no_report(workspace: Workspace) -> None:
     with pytest.raises(NoEvidence, match="was changed"):
         validate_report(report, workspace)
     assert {entry["status"] for entry in build_report(workspace)["variants"]} == {"not measured"}
+
+
+def test_a_model_that_was_made_anew_is_not_measured_any_more(workspace: Workspace) -> None:
+    workspace.path("model_int8.onnx").write_bytes(b"trained again")
+    workspace.record("model_int8.onnx", made_by="04_quantize")
+    rows = {entry["name"]: entry for entry in build_report(workspace)["variants"]}
+    assert rows["cifar10_onnx_int8"]["status"] == "not measured"
+    assert "model_int8.onnx was made anew" in rows["cifar10_onnx_int8"]["reason"]
+    assert rows["cifar10_onnx"]["status"] == "measured"
+
+
+def test_the_environment_is_that_of_the_measurement(workspace: Workspace) -> None:
+    assert build_report(workspace)["environment"]["cpu"] == "the CPU that served"
 
 
 def test_the_page_is_self_contained_and_escapes_what_it_shows(workspace: Workspace) -> None:
