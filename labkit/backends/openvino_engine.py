@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import openvino
 
-from labkit.backends.settings import Settings, Tensor
+from labkit.backends.settings import RequestError, Settings, Tensor, fits
 
 TYPES = {
     "boolean": "TYPE_BOOL",
@@ -45,21 +45,38 @@ class OpenVINOEngine:
             model.reshape({port: _with_batch(port, batch) for port in model.inputs})
         self._compiled = openvino.Core().compile_model(model, "CPU", dict(properties))
         self._request = self._compiled.create_infer_request()
+        self._shapes = {name: _shape(port) for port in self._compiled.inputs for name in port.names}
 
     def run(self, inputs: dict[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
         """Return the named outputs of one inference."""
         # Inputs are copied: a shared one would be held, in Triton's memory, until the next request.
+        self._check_shapes(inputs)
         result = self._request.infer(inputs, share_outputs=True)
         return [result[name] for name in outputs]
 
+    def _check_shapes(self, inputs: Mapping[str, np.ndarray]) -> None:
+        """Refuse a shape that the model cannot take.
+
+        OpenVINO 2026.4 refuses it only with two threads or more; with INFERENCE_NUM_THREADS 1 it
+        says nothing and leaves the outputs of the request before.
+        """
+        for name, array in inputs.items():
+            expected = self._shapes[name]
+            if expected is not None and not fits(array.shape, expected):
+                raise RequestError(
+                    f"input '{name}' has shape {list(array.shape)}, expected {list(expected)}"
+                )
+
 
 def _tensors(ports: Sequence[Any]) -> list[Tensor]:
-    """Describe a model's ports; one with several names appears under each of them."""
-    return [
-        Tensor(name, TYPES.get(port.element_type.get_type_name()), _shape(port))
-        for port in ports
-        for name in sorted(port.names)
-    ]
+    """Describe a model's named ports; one with several names is still one tensor."""
+    tensors = []
+    for port in ports:
+        if port.names:
+            name, *aliases = sorted(port.names)
+            dtype = TYPES.get(port.element_type.get_type_name())
+            tensors.append(Tensor(name, dtype, _shape(port), aliases=tuple(aliases)))
+    return tensors
 
 
 def _with_batch(port: Any, batch: int) -> Any:

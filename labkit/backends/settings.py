@@ -29,7 +29,15 @@ class Engine(Protocol):
     """A loaded model."""
 
     def run(self, inputs: dict[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
-        """Return the named outputs for one batch."""
+        """Return the named outputs for one batch.
+
+        Raises:
+            RequestError: The inputs are at fault; any other error is the model's or the engine's.
+        """
+
+
+class RequestError(ValueError):
+    """A request that the model cannot take: the caller's fault, not the server's."""
 
 
 class ConfigError(ValueError):
@@ -45,17 +53,26 @@ class Tensor:
         dtype: Triton's name of the data type, such as `TYPE_FP32`; None where the file has none.
         shape: Full shape with the batch axis, -1 where variable; None where the file has none.
         optional: Whether a request may leave this input out.
+        aliases: Further names that a model file has for the same tensor.
     """
 
     name: str
     dtype: str | None
     shape: tuple[int, ...] | None
     optional: bool = False
+    aliases: tuple[str, ...] = ()
 
     @property
     def numpy_dtype(self) -> Any:
         """The numpy type of the elements; `object` for strings."""
         return DTYPES[str(self.dtype)]
+
+
+def fits(mine: Sequence[int], theirs: Sequence[int]) -> bool:
+    """Say whether two shapes agree; -1 agrees with every size."""
+    return len(mine) == len(theirs) and all(
+        a == b or a == -1 or b == -1 for a, b in zip(mine, theirs, strict=True)
+    )
 
 
 class Settings:
@@ -164,8 +181,8 @@ class Settings:
         Raises:
             ConfigError: A name, data type or shape differs; the message says got and expected.
         """
-        by_name = {tensor.name: tensor for tensor in found}
-        names = ", ".join(f"'{name}'" for name in by_name)
+        by_name = {name: tensor for tensor in found for name in (tensor.name, *tensor.aliases)}
+        names = ", ".join(f"'{tensor.name}'" for tensor in found)
         if not configured:
             raise self.error(f"config.pbtxt lists no {kind}, expected {names} as in {file}")
         for tensor in configured:
@@ -175,7 +192,10 @@ class Settings:
                     f"expected {names}"
                 )
             self._match_one(kind, tensor, by_name[tensor.name], file)
-        missing = by_name.keys() - {tensor.name for tensor in configured}
+        listed = [by_name[tensor.name].name for tensor in configured]
+        if twice := sorted(name for name in set(listed) if listed.count(name) > 1):
+            raise self.error(f"config.pbtxt lists {kind} {', '.join(twice)} of {file} twice")
+        missing = {tensor.name for tensor in found} - set(listed)
         if need_all and missing:
             raise self.error(
                 f"config.pbtxt lacks {kind} {', '.join(sorted(missing))}, which {file} needs"
@@ -195,11 +215,7 @@ class Settings:
                 f"has the fixed first dimension {found.shape[0]}, expected a variable one: export "
                 "the model with a dynamic batch axis, or set max_batch_size: 0"
             )
-        fits = len(found.shape) == len(tensor.shape) and all(
-            mine == -1 or theirs == -1 or mine == theirs
-            for mine, theirs in zip(tensor.shape, found.shape, strict=True)
-        )
-        if not fits:
+        if not fits(tensor.shape, found.shape):
             batch = self.max_batch_size > 0
             note = " (dims without the batch axis, because max_batch_size > 0)" if batch else ""
             raise self.error(

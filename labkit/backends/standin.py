@@ -1,13 +1,14 @@
 """What the three stand-in backends share: batching, splitting, and an answer for every request."""
 
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils  # exists inside Triton's Python stub only
 
-from labkit.backends.settings import Engine, Settings
+from labkit.backends.settings import Engine, RequestError, Settings
 
 Arrays = dict[str, np.ndarray]
 Answer = Arrays | Exception
@@ -110,14 +111,24 @@ class StandIn:
 
     def _response(self, request: Any, answer: Answer) -> Any:
         if isinstance(answer, Exception):
-            message = f"{self.settings.model}: {answer}"
-            print(f"request refused: {message}", file=sys.stderr, flush=True)
-            error = pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG)
-            return pb_utils.InferenceResponse(error=error)
+            return pb_utils.InferenceResponse(error=self._error(answer))
         requested = request.requested_output_names()
         return pb_utils.InferenceResponse(
             [pb_utils.Tensor(name, array) for name, array in answer.items() if name in requested]
         )
+
+    def _error(self, error: Exception) -> Any:
+        """Log an error, and say whose fault it is: the request's, or the model's and its engine's.
+
+        A client may mend a request; of a failure of ours it is told in a line, and the log in full.
+        """
+        message = f"{self.settings.model}: {error}"
+        if isinstance(error, RequestError):
+            print(f"request refused: {message}", file=sys.stderr, flush=True)
+            return pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG)
+        trace = "".join(traceback.format_exception(error))
+        print(f"inference failed: {message}\n{trace}", file=sys.stderr, flush=True)
+        return pb_utils.TritonError(message, pb_utils.TritonError.INTERNAL)
 
 
 def _rows(arrays: Arrays) -> int:

@@ -33,6 +33,7 @@ class HttpSender:
         import aiohttp
         from tritonclient import http as library
 
+        self._errors = (OSError, aiohttp.ClientError)  # a closed connection is only the second
         inputs = [
             library.InferInput(
                 name, list(array.shape), np_to_triton_dtype(array.dtype)
@@ -59,7 +60,7 @@ class HttpSender:
                 return None if answer.status == 200 else f"HTTP {answer.status}: {content.decode()}"
         except TimeoutError:
             return "timeout"
-        except OSError as error:  # aiohttp's connection errors are OSErrors too
+        except self._errors as error:
             return type(error).__name__
 
     async def statistics(self) -> dict[str, Any]:

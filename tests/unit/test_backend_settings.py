@@ -5,13 +5,17 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime as ort
+import openvino
 import pytest
+from openvino import opset13
 
 from labkit.backends.onnxruntime import engine as onnx_engine
 from labkit.backends.openvino import engine as openvino_engine
+from labkit.backends.openvino_engine import OpenVINOEngine
 from labkit.backends.pytorch import engine as torch_engine
-from labkit.backends.settings import ConfigError, Settings
+from labkit.backends.settings import ConfigError, RequestError, Settings
 
 CORES = len(os.sched_getaffinity(0))
 
@@ -145,3 +149,43 @@ def test_the_model_file(tmp_path: Path) -> None:
     assert settings(tmp_path).file("model.onnx").name == "model.onnx"
     with pytest.raises(ConfigError, match=r"no file best\.onnx .* which holds model\.onnx"):
         settings(tmp_path, default_model_filename="best.onnx").file("model.onnx")
+
+
+@pytest.fixture
+def two_names(tmp_path: Path) -> Path:
+    """A model that doubles (n, 4); its input and its output have two names each."""
+    x = opset13.parameter([-1, 4], np.float32)
+    y = opset13.multiply(x, opset13.constant(np.float32(2)))
+    x.output(0).set_names({"x", "x:0"})
+    y.output(0).set_names({"y", "y:0"})
+    openvino.save_model(openvino.Model([y], [x]), tmp_path / "model.xml", compress_to_fp16=False)
+    return tmp_path / "model.xml"
+
+
+def tensor(name: str) -> dict[str, Any]:
+    return {"name": name, "data_type": "TYPE_FP32", "dims": [-1, 4]}
+
+
+@pytest.mark.parametrize("names", [("x", "y"), ("x:0", "y:0")])
+def test_a_port_with_two_names_goes_by_either(two_names: Path, names: tuple[str, str]) -> None:
+    config = settings(input=[tensor(names[0])], output=[tensor(names[1])])
+    engine = OpenVINOEngine(two_names, config, {"INFERENCE_NUM_THREADS": 1})
+    (doubled,) = engine.run({names[0]: np.ones((3, 4), np.float32)}, [names[1]])
+    np.testing.assert_array_equal(doubled, np.full((3, 4), 2))
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (3,), (3, 4, 1)])
+def test_openvino_never_answers_with_the_request_before(
+    two_names: Path, shape: tuple[int, ...]
+) -> None:
+    config = settings(input=[tensor("x")], output=[tensor("y")])
+    engine = OpenVINOEngine(two_names, config, {"INFERENCE_NUM_THREADS": 1})
+    engine.run({"x": np.ones((3, 4), np.float32)}, ["y"])
+    with pytest.raises(RequestError, match=r"expected \[-1, 4\]"):
+        engine.run({"x": np.ones(shape, np.float32)}, ["y"])
+
+
+def test_a_port_listed_under_both_names_is_refused(two_names: Path) -> None:
+    config = settings(input=[tensor("x"), tensor("x:0")], output=[tensor("y")])
+    with pytest.raises(ConfigError, match=r"lists input x of model\.xml twice"):
+        OpenVINOEngine(two_names, config, {})

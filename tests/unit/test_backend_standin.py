@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from labkit.backends.settings import RequestError
+
 
 class FakeTensor:
     def __init__(self, name: str, array: np.ndarray) -> None:
@@ -23,7 +25,7 @@ class FakeTensor:
 
 
 class FakeError(Exception):
-    INVALID_ARG = 400
+    INVALID_ARG, INTERNAL = 400, 500
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
@@ -63,7 +65,7 @@ class FakeEngine:
         self.shapes.append(x.shape)
         self.inputs.append(x)
         if (x < 0).any():
-            raise ValueError("negative")
+            raise RequestError("negative")
         y = self._memory[: x.shape[0], : x.shape[1]]
         y[:] = 2 * x
         return [{"y": y, "rows": np.full(len(x), len(x), np.int64)}[name] for name in outputs]
@@ -163,6 +165,21 @@ def test_a_bad_request_fails_alone(backend: Any, capsys: pytest.CaptureFixture[s
     assert "request refused: double: negative" in capsys.readouterr().err
 
 
+def test_a_failing_engine_is_the_servers_fault_and_leaves_a_traceback(
+    backend: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run_out(inputs: Any, outputs: Any) -> None:
+        raise ValueError("out of chalk")
+
+    monkeypatch.setattr(backend.engine, "run", run_out)
+    first, second = answers(backend, FakeRequest(x=rows(1)), FakeRequest(x=rows(2)))
+    assert first.code == second.code == FakeError.INTERNAL
+    assert str(first) == "double: out of chalk"
+    log = capsys.readouterr().err
+    assert "inference failed: double: out of chalk" in log
+    assert "in run_out" in log
+
+
 def test_only_wanted_outputs_are_computed_and_sent(backend: Any) -> None:
     responses = backend.execute([FakeRequest(["rows"], x=rows(1)), FakeRequest(["y"], x=rows(2))])
     assert [list(response.outputs()) for response in responses] == [["rows"], ["y"]]
@@ -183,6 +200,7 @@ def test_a_model_that_loses_rows_is_refused(backend: Any, monkeypatch: pytest.Mo
     responses = backend.execute([FakeRequest(x=rows(1)), FakeRequest(x=rows(2, 3))])
     assert responses[0].error is None  # run again by itself, and one row is right for it
     assert "shape [1, 2] for a batch of 2, expected one row for each" in str(responses[1].error)
+    assert responses[1].error.code == FakeError.INTERNAL
 
 
 def test_an_output_of_another_type_is_refused(
@@ -191,3 +209,4 @@ def test_an_output_of_another_type_is_refused(
     monkeypatch.setattr(backend.engine, "run", lambda inputs, outputs: [inputs["x"].astype("f8")])
     (error,) = answers(backend, FakeRequest(x=rows(1)))
     assert str(error) == "double: output 'y' is float64, expected float32"
+    assert error.code == FakeError.INTERNAL

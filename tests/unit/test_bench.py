@@ -1,5 +1,6 @@
 """The arithmetic of the load generator, on known answers."""
 
+import asyncio
 import json
 from typing import Any
 
@@ -8,6 +9,8 @@ import pytest
 
 from labkit import bench
 from labkit.bench import BenchError, LoadResult, Percentiles, Repeated, ServerSplit
+from labkit.bench.senders import HttpSender
+from labkit.bench.target import LoadOptions, Target
 from labkit.client import ModelCard
 
 
@@ -177,3 +180,22 @@ def test_unbounded_load_is_refused(wrong: dict[str, Any]) -> None:
 def test_rate_is_bounded() -> None:
     with pytest.raises(BenchError, match="rate_per_s"):
         bench.open_loop("127.0.0.1:1", "net", rate_per_s=0)
+
+
+def test_a_server_that_hangs_up_is_an_error_of_that_request() -> None:
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+
+    async def ask() -> str | None:
+        async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as server:
+            host, port = server.sockets[0].getsockname()
+            arrays = {"x": np.ones((1, 4), np.float32)}
+            target = Target(f"{host}:{port}", "net", 1, arrays, ("y",), LoadOptions())
+            sender = HttpSender(target, connections=1)
+            try:
+                return await sender.send()
+            finally:
+                await sender.close()
+
+    assert asyncio.run(ask()) == "ServerDisconnectedError"

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnxruntime as ort
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
-from labkit.backends.settings import Engine, Settings, Tensor
+from labkit.backends.settings import Engine, RequestError, Settings, Tensor
 
 PARAMETERS = (
     "intra_op_thread_count",
@@ -132,11 +133,17 @@ class ONNXEngine:
         for name in self._strings:
             if name in inputs:  # ONNX strings are text, Triton's are bytes
                 inputs[name] = _decode(inputs[name])
-        return self._session.run(outputs, inputs)
+        try:
+            return self._session.run(outputs, inputs)
+        except InvalidArgument as error:  # a size or a value that the model cannot take
+            raise RequestError(str(error)) from error
 
 
 def _decode(array: np.ndarray) -> np.ndarray:
-    text = [item.decode() if isinstance(item, bytes) else str(item) for item in array.ravel()]
+    try:
+        text = [item.decode() if isinstance(item, bytes) else str(item) for item in array.ravel()]
+    except UnicodeDecodeError as error:
+        raise RequestError(f"got a string that is not UTF-8: {error}") from error
     return np.array(text, dtype=np.object_).reshape(array.shape)
 
 

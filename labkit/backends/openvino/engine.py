@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from labkit.backends.openvino_engine import OpenVINOEngine
-from labkit.backends.settings import Engine, Settings
+from labkit.backends.settings import Engine, RequestError, Settings
 
 PARAMETERS = (
     "NUM_STREAMS",
@@ -64,7 +64,7 @@ class StaticBatch:
         if rows == self._rows:
             return self._engine.run(inputs, outputs)
         if not self._padded:
-            raise ValueError(
+            raise RequestError(
                 f"got a batch of {rows}, expected exactly {self._rows}: the openvino backend "
                 "compiles max_batch_size as a static batch; use max_batch_size: 0 with a variable "
                 "first dimension, or parameter ENABLE_BATCH_PADDING"

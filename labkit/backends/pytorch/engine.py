@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from labkit.backends.settings import Engine, Settings, Tensor
+from labkit.backends.settings import Engine, RequestError, Settings, Tensor
 
 PARAMETERS = (
     "INFERENCE_MODE",
@@ -61,7 +61,11 @@ class TorchEngine:
         self._try_once()
 
     def run(self, inputs: dict[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
-        """Return the named outputs of one inference."""
+        """Return the named outputs of one inference.
+
+        TorchScript raises the same `RuntimeError` for every failure of an operator, so a size or
+        a value that the model cannot take counts as an internal error, as in the native backend.
+        """
         results = self._forward([_to_torch(inputs[name]) for name in self._order])
         return [_to_numpy(results[self._index[name]]) for name in outputs]
 
@@ -159,7 +163,10 @@ def output_indices(settings: Settings) -> dict[str, int]:
 
 def _to_torch(array: np.ndarray) -> Any:
     if array.dtype == np.object_:
-        return [item.decode() if isinstance(item, bytes) else str(item) for item in array.ravel()]
+        try:
+            return [i.decode() if isinstance(i, bytes) else str(i) for i in array.ravel()]
+        except UnicodeDecodeError as error:
+            raise RequestError(f"got a string that is not UTF-8: {error}") from error
     return torch.from_numpy(array)
 
 
