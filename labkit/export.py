@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from labkit.data import IMAGE_SHAPE
 from labkit.errors import LabError
 from labkit.runtime import Floats, agreement, quiet_torchscript
+from labkit.signature import MAX_IR_VERSION
 from labkit.workspace import atomic_path
 
 INPUT, OUTPUT, BATCH_AXIS = "input", "logits", "batch"
 OPSET = 17  # the newest one that PyTorch's TorchScript-based exporter is complete for
-MAX_IR_VERSION = 10  # of ONNX Runtime 1.19, in Triton 24.10
 PARITY_BATCHES = (1, 7, 64)
 PARITY_TOLERANCE = 1e-3  # of a logit; float32 sums in another order differ by about 1e-5
 _BOOKKEEPING = {"prim::Constant", "prim::GetAttr", "prim::ListConstruct", "prim::TupleConstruct"}

@@ -22,6 +22,14 @@ from labkit.repository import (
 from labkit.signature import UnreadableModel, read_signature
 from labkit.tensor_check import ERROR, WARNING, Finding, check_signature
 
+# Triton's older way to name a backend, which it still takes; OpenVINO never had one.
+PLATFORMS = {
+    "onnxruntime_onnx": "onnxruntime",
+    "pytorch_libtorch": "pytorch",
+    "tensorrt_plan": "tensorrt",
+}
+TRUE_WORDS = ("true", "yes", "on", "1")  # of a boolean parameter
+
 
 def check_repository(
     repository: Path, models: Iterable[str] | None = None, cores: int | None = None
@@ -47,13 +55,25 @@ def check_repository(
     findings = []
     for name in wanted:
         if name in present:
-            found = list(_check_model(repository / name, cores or available_cores()))
+            found = _readable(repository / name, cores or available_cores())
             findings += sorted(found, key=lambda finding: finding.severity != ERROR)
         else:
             near = difflib.get_close_matches(name, present, n=1)
             fix = f"did you mean {near[0]}?" if near else f"make the folder {name}/"
             findings.append(Finding(name, ERROR, "no such folder", fix))
     return findings
+
+
+def _readable(folder: Path, cores: int) -> Iterator[Finding]:
+    """Check one model folder; what cannot be read in it is a finding too."""
+    try:
+        yield from _check_model(folder, cores)
+    except OSError as error:
+        path = Path(error.filename) if error.filename else folder
+        shown = path.relative_to(folder.parent) if path.is_relative_to(folder) else path
+        reason = error.strerror or type(error).__name__
+        fix = "make it a file or folder that you and the server may read"
+        yield Finding(folder.name, ERROR, f"{shown} cannot be read: {reason}", fix)
 
 
 def _check_model(folder: Path, cores: int) -> Iterator[Finding]:
@@ -71,6 +91,7 @@ def _check_model(folder: Path, cores: int) -> Iterator[Finding]:
         yield Finding(name, ERROR, str(error), _schema_fix(str(error)))
         return
     yield from _check_identity(config, folder)
+    config.backend = config.backend or PLATFORMS.get(config.platform, "")
     yield from _check_tensors(config, name)
     yield from _check_labels(config, folder)
     yield from _check_batching(config, name)
@@ -99,12 +120,18 @@ def _check_identity(config: pb.ModelConfig, folder: Path) -> Iterator[Finding]:
             f"name is {config.name!r}, the folder is {name!r}",
             f'write name: "{name}", or leave the name out',
         )
-    is_ensemble = config.HasField("ensemble_scheduling")
-    if not config.backend and not is_ensemble:
+    if config.HasField("ensemble_scheduling"):
+        return
+    if not config.backend and config.platform:
+        if config.platform not in PLATFORMS:
+            near = difflib.get_close_matches(config.platform, PLATFORMS, n=1)
+            fix = f'did you mean platform: "{near[0]}"?' if near else "write backend instead"
+            yield Finding(name, ERROR, f"platform {config.platform!r} is not known", fix)
+    elif not config.backend:
         yield Finding(
             name, ERROR, "no backend is given", f"write backend: one of {', '.join(MODEL_FILES)}"
         )
-    elif config.backend and config.backend not in MODEL_FILES:
+    elif config.backend not in MODEL_FILES:
         near = difflib.get_close_matches(config.backend, MODEL_FILES, n=1)
         fix = f'did you mean backend: "{near[0]}"?' if near else f"use {', '.join(MODEL_FILES)}"
         yield Finding(name, ERROR, f"backend {config.backend!r} is not one of this lab's", fix)
@@ -148,7 +175,16 @@ def _check_labels(config: pb.ModelConfig, folder: Path) -> Iterator[Finding]:
                 "write one class per line, in the order of the output",
             )
             continue
-        labels = path.read_text(encoding="utf-8").splitlines()
+        try:
+            labels = path.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError:
+            yield Finding(
+                folder.name,
+                ERROR,
+                f"{output.label_filename} is not UTF-8 text",
+                "write it again as plain text",
+            )
+            continue
         classes = output.dims[-1] if output.dims else -1
         if classes > 0 and len(labels) != classes:
             yield Finding(
@@ -164,6 +200,16 @@ def _check_batching(config: pb.ModelConfig, name: str) -> Iterator[Finding]:
     """Batching settings agree with each other."""
     if config.max_batch_size < 0:
         yield Finding(name, ERROR, f"max_batch_size is {config.max_batch_size}", "use 0 or more")
+    key = "ENABLE_BATCH_PADDING"
+    padded = key in config.parameters and config.parameters[key].string_value.lower() in TRUE_WORDS
+    if config.backend == "openvino" and config.max_batch_size > 0 and not padded:
+        yield Finding(
+            name,
+            WARNING,
+            "the openvino backend compiles a static batch when max_batch_size > 0 and refuses "
+            "partial ones",
+            "use max_batch_size: 0 with dims [-1, …] and several instances",
+        )
     if not config.HasField("dynamic_batching"):
         return
     if config.max_batch_size < 1:
@@ -184,14 +230,6 @@ def _check_batching(config: pb.ModelConfig, name: str) -> Iterator[Finding]:
             ERROR,
             f"preferred_batch_size {too_large} is above max_batch_size {config.max_batch_size}",
             "leave preferred_batch_size out",
-        )
-    if config.backend == "openvino":
-        yield Finding(
-            name,
-            WARNING,
-            "the openvino backend compiles a static batch when max_batch_size > 0 and refuses "
-            "partial ones",
-            "use max_batch_size: 0 with dims [-1, …] and several instances",
         )
 
 

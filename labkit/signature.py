@@ -7,6 +7,10 @@ from pathlib import Path
 
 from labkit.errors import LabError
 
+# The newest formats that ONNX Runtime 1.19 reads, which is the one in Triton 24.10.
+MAX_IR_VERSION = 10
+MAX_OPSET = 21
+
 
 class UnreadableModel(LabError):
     """A model file cannot be read in the format that its name says."""
@@ -20,11 +24,13 @@ class Tensor:
         name: As the file has it; empty where the format keeps none.
         dtype: Triton's name, such as `TYPE_FP32`; empty where the format keeps none.
         dims: Sizes with the batch axis first; -1 where any size is taken. None when unknown.
+        aliases: Further names of the same tensor.
     """
 
     name: str
     dtype: str
     dims: tuple[int, ...] | None
+    aliases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -122,9 +128,9 @@ def _read_openvino(path: Path) -> Signature:
 
     def tensor(port: "openvino.Output") -> Tensor:
         dims = tuple(-1 if d.is_dynamic else d.get_length() for d in port.get_partial_shape())
-        name = sorted(port.get_names())[0] if port.get_names() else ""
+        name, *aliases = sorted(port.get_names()) or [""]
         kind = port.get_element_type().get_type_name()
-        return Tensor(name, _OPENVINO_TYPES.get(kind, kind), dims)
+        return Tensor(name, _OPENVINO_TYPES.get(kind, kind), dims, tuple(aliases))
 
     return Signature(tuple(map(tensor, model.inputs)), tuple(map(tensor, model.outputs)))
 

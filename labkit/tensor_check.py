@@ -6,11 +6,9 @@ from dataclasses import dataclass
 
 from tritonclient.grpc import model_config_pb2 as pb
 
-from labkit.signature import Signature, Tensor
+from labkit.signature import MAX_IR_VERSION, MAX_OPSET, Signature, Tensor
 
 ERROR, WARNING = "error", "warning"
-MAX_IR_VERSION = 10  # of ONNX Runtime 1.19, in Triton 24.10
-MAX_OPSET = 21  # of ONNX Runtime 1.19
 _INDEXED_NAME = re.compile(r".+__\d+")  # how the pytorch backend names tensors
 
 
@@ -61,7 +59,7 @@ def check_signature(config: pb.ModelConfig, name: str, signature: Signature) -> 
         if by_position:
             yield from _check_positions(name, title, wanted, had)
             continue
-        in_file = {tensor.name: tensor for tensor in had}
+        in_file = {name: tensor for tensor in had for name in (tensor.name, *tensor.aliases)}
         for tensor in wanted:
             if tensor.name in in_file:
                 yield from _check_tensor(name, title, tensor, in_file[tensor.name], batched)
@@ -70,10 +68,11 @@ def check_signature(config: pb.ModelConfig, name: str, signature: Signature) -> 
                     name,
                     ERROR,
                     f"{title} {tensor.name!r} is not in the model file",
-                    f"the file has: {', '.join(in_file)}",
+                    f"the file has: {', '.join(tensor.name for tensor in had)}",
                 )
         if title == "input":
-            for missing in sorted(set(in_file) - {tensor.name for tensor in wanted}):
+            listed = {in_file[tensor.name].name for tensor in wanted if tensor.name in in_file}
+            for missing in sorted({tensor.name for tensor in had} - listed):
                 yield Finding(
                     name, ERROR, f"the model file needs input {missing!r}", "add it to the config"
                 )
@@ -124,7 +123,9 @@ def _check_tensor(
         )
         return
     expected = had.dims[1:] if batched else had.dims
-    given = tuple(wanted.dims)
+    # What the model sees is the shape that Triton makes of dims, where the configuration has one.
+    field = "reshape" if wanted.HasField("reshape") else "dims"
+    given = tuple(wanted.reshape.shape if field == "reshape" else wanted.dims)
     fits = len(given) == len(expected) and all(
         -1 in pair or pair[0] == pair[1] for pair in zip(given, expected, strict=True)
     )
@@ -133,6 +134,11 @@ def _check_tensor(
         yield Finding(
             name,
             ERROR,
-            f"{label} has dims {list(given)}, the file has {list(expected)}",
-            f"write dims: {list(expected)}{hint}",
+            f"{label} has {field} {list(given)}, the file has {list(expected)}",
+            f"write {_written(field, expected)}{hint}",
         )
+
+
+def _written(field: str, sizes: tuple[int, ...]) -> str:
+    """Return sizes as the configuration has them."""
+    return f"reshape {{ shape: {list(sizes)} }}" if field == "reshape" else f"dims: {list(sizes)}"

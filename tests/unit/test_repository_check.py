@@ -188,3 +188,95 @@ def test_a_finding_is_one_line(repository: Path) -> None:
     rewrite(repository, lambda text: text.replace("max_batch_size", "max_batchsize"))
     for finding in check_repository(repository):
         assert "\n" not in str(finding)
+
+
+@pytest.mark.parametrize("settings", ["", "dynamic_batching { }"])
+def test_openvino_with_a_batch_axis_is_a_warning(tmp_path: Path, settings: str) -> None:
+    folder = tmp_path / "net"
+    folder.mkdir()
+
+    def warnings(config: str) -> list[Finding]:
+        text = 'backend: "openvino" instance_group { count: 1 kind: KIND_CPU } '
+        (folder / "config.pbtxt").write_text(text + config)
+        found = check_repository(tmp_path, cores=1)
+        return [f for f in found if f.severity == WARNING and "static batch" in f.message]
+
+    padding = 'parameters { key: "ENABLE_BATCH_PADDING" value { string_value: "YES" } }'
+    assert "several instances" in only(warnings(f"max_batch_size: 4 {settings}")).fix
+    assert warnings(f"max_batch_size: 0 {settings}") == []
+    assert warnings(f"max_batch_size: 4 {settings} {padding}") == []
+
+
+def test_platform_instead_of_backend(repository: Path) -> None:
+    rewrite(repository, lambda text: text.replace("backend: ", "platform: "))
+    rewrite(repository, lambda text: text.replace('"onnxruntime"', '"onnxruntime_onnx"'))
+    assert check_repository(repository, cores=1) == []
+    rewrite(repository, lambda text: text.replace("TYPE_FP32", "TYPE_FP16", 1))
+    assert "the file has TYPE_FP32" in only(check_repository(repository, cores=1)).message
+    rewrite(repository, lambda text: text.replace("TYPE_FP16", "TYPE_FP32"))
+    rewrite(repository, lambda text: text.replace("onnxruntime_onnx", "onnxruntime_onx"))
+    finding = only(check_repository(repository, cores=1))
+    assert finding.message == "platform 'onnxruntime_onx' is not known"
+    assert finding.fix == 'did you mean platform: "onnxruntime_onnx"?'
+
+
+def test_reshape_is_what_the_file_must_fit(repository: Path) -> None:
+    rewrite(repository, lambda text: text.replace("dims: [3, 32, 32]", "dims: [3072]"))
+    assert "has dims [3072]" in only(check_repository(repository, cores=1)).message
+    shaped = "dims: [3072] reshape { shape: [3, 32, 32] }"
+    rewrite(repository, lambda text: text.replace("dims: [3072]", shaped))
+    assert check_repository(repository, cores=1) == []
+    rewrite(repository, lambda text: text.replace("shape: [3, 32, 32]", "shape: [3, 1024]"))
+    finding = only(check_repository(repository, cores=1))
+    assert "has reshape [3, 1024], the file has [3, 32, 32]" in finding.message
+    assert "write reshape { shape: [3, 32, 32] }" in finding.fix
+
+
+def test_labels_that_are_no_utf8(repository: Path) -> None:
+    (repository / ONNX.name / "labels.txt").write_bytes("café\n".encode("latin-1") * 10)
+    assert only(check_repository(repository, cores=1)).message == "labels.txt is not UTF-8 text"
+
+
+def test_a_configuration_that_is_a_folder(repository: Path) -> None:
+    (repository / ONNX.name / "config.pbtxt").unlink()
+    (repository / ONNX.name / "config.pbtxt").mkdir()
+    finding = only(check_repository(repository, cores=1))
+    assert finding.message == f"{ONNX.name}/config.pbtxt cannot be read: Is a directory"
+
+
+@pytest.mark.parametrize("name", ["config.pbtxt", "labels.txt"])
+def test_a_file_without_permission(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    read = Path.read_text
+
+    def read_text(path: Path, encoding: str | None = None) -> str:
+        if path.name == name:  # not by chmod, which does not stop root
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path, encoding=encoding)
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    finding = only(check_repository(repository, cores=1))
+    assert finding.message == f"{ONNX.name}/{name} cannot be read: Permission denied"
+
+
+def test_an_openvino_tensor_goes_by_any_of_its_names(tmp_path: Path) -> None:
+    import numpy as np
+    import openvino
+    from openvino import opset13
+
+    x = opset13.parameter([-1, 4], np.float32)
+    y = opset13.multiply(x, opset13.constant(np.float32(2)))
+    x.output(0).set_names({"x", "x:0"})
+    y.output(0).set_names({"y"})
+    (tmp_path / "net" / "1").mkdir(parents=True)
+    openvino.save_model(openvino.Model([y], [x]), tmp_path / "net" / "1" / "model.xml")
+    for name in ("x", "x:0"):
+        (tmp_path / "net" / "config.pbtxt").write_text(f"""
+            backend: "openvino"
+            input {{ name: "{name}" data_type: TYPE_FP32 dims: [-1, 4] }}
+            output {{ name: "y" data_type: TYPE_FP32 dims: [-1, 4] }}
+            instance_group {{ count: 1 kind: KIND_CPU }}
+            parameters {{ key: "INFERENCE_NUM_THREADS" value {{ string_value: "1" }} }}
+        """)
+        assert check_repository(tmp_path, cores=1) == []
