@@ -59,6 +59,7 @@ def test_compose_itself_accepts_the_file(tmp_path: Path) -> None:
         DOCKER / "serve.sh",
     ]
     assert Path(config["services"]["lab"]["build"]["context"]).resolve() == ROOT
+    assert config["services"]["lab"]["platform"] == "linux/amd64"
 
 
 @pytest.mark.compose
@@ -147,6 +148,10 @@ def test_lab_image_is_not_root_and_keeps_its_token(services: dict[str, Any]) -> 
         assert "--allow-root" not in text
         assert "password" not in text.lower()
     assert services["lab"]["environment"] == ["JUPYTER_TOKEN"]
+
+
+def test_lab_is_built_for_the_processor_that_the_wheel_is_for(services: dict[str, Any]) -> None:
+    assert services["lab"]["platform"] == "linux/amd64"
 
 
 def test_lab_image_installs_the_pins() -> None:
