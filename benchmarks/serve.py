@@ -19,7 +19,6 @@ anew, as real clients do.
 import argparse
 import asyncio
 import itertools
-import os
 import platform
 import statistics
 import sys
@@ -35,6 +34,8 @@ import onnxruntime as ort
 import psutil
 from tritonclient.grpc import InferInput, InferRequestedOutput, aio
 
+from labkit.environment import cpu_name
+from labkit.profiles import available_cores
 from labkit.server import TritonServer
 from labkit.workspace import project_root
 
@@ -191,19 +192,12 @@ def report(series: list[Series], mean_batch: float, args: argparse.Namespace) ->
 
 def machine() -> str:
     """Return the hardware and the versions that the figures belong to."""
-    cpu = next(
-        (
-            line.split(":", 1)[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.processor(),
-    )
     packages = ", ".join(
         f"{name} {version(name)}" for name in ("onnxruntime", "nvidia-pytriton", "tritonclient")
     )
-    cores = len(os.sched_getaffinity(0))
-    return f"{cpu}, {cores} cores; Python {platform.python_version()}, {packages}"
+    return (
+        f"{cpu_name()}, {available_cores()} cores; Python {platform.python_version()}, {packages}"
+    )
 
 
 def find_model(folder: Path) -> Path:

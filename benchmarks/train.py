@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from labkit.data import Images, load_cifar10, make_splits
+from labkit.environment import cpu_name
 from labkit.model import CifarNet, layer_table, training_flops
 from labkit.profiles import PROFILES
 from labkit.train import TrainConfig, Trainer, build_model, evaluate
@@ -38,16 +39,6 @@ def matmul_peak_gflops(threads: int, seconds: float = 1.0) -> float:
         left @ right
         best = min(best, time.perf_counter() - start)
     return 2 * MATRIX_SIDE**3 / best / 1e9
-
-
-def cpu_name() -> str:
-    """Return the processor's name as the system gives it."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 @dataclass(frozen=True)

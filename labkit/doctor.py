@@ -4,10 +4,10 @@ import os
 import platform
 import re
 import shutil
-import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+import tempfile
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -28,6 +28,10 @@ SHM_NEEDED_MB = 32  # each model instance takes about 1 MB and more with its bat
 SHM_COMFORT_MB = 256
 MEMORY_COMFORT_GB = 4.0
 COMMAND_TIMEOUT_S = 10.0
+ENGINE_VERSION = {  # what only a working engine answers; Podman has no server to ask
+    "docker": ("version", "--format", "{{.Server.Version}}"),
+    "podman": ("info", "--format", "{{.Version.Version}}"),
+}
 
 
 @dataclass(frozen=True)
@@ -50,19 +54,20 @@ class Check:
 def run_checks(root: Path | None = None) -> list[Check]:
     """Look at everything; a check that itself breaks becomes a line and stops no other."""
     folder = root or project_root()
-    docker = check_docker()
+    container = _guarded("container", check_container)
     checks: tuple[tuple[str, Callable[[], Check]], ...] = (
         ("Python", lambda: check_python(sys.version_info[:3])),
         ("packages", lambda: check_packages(folder / "constraints.txt", installed_versions())),
-        ("Triton", lambda: check_triton(docker.status == "ok")),
+        ("Triton", lambda: check_triton(container.status == "ok")),
         ("CIFAR-10", lambda: check_data(cache_dir())),
         ("disk", lambda: check_disk(shutil.disk_usage(folder).free)),
+        ("temp folder", lambda: check_temporary(Path(tempfile.gettempdir()))),
         ("/dev/shm", lambda: check_shared_memory(Path("/dev/shm"))),
         ("ports", lambda: check_ports(PORTS)),
-        ("CPU", lambda: check_cpu(cpu_features())),
+        ("CPU", check_this_cpu),
         ("cores", lambda: check_cores(available_cores(), os.environ)),
         ("memory", lambda: check_memory(psutil.virtual_memory().total)),
-        ("Docker", lambda: docker),
+        ("container", lambda: container),
         ("GPU", check_gpu),
     )
     return [_guarded(name, check) for name, check in checks]
@@ -145,7 +150,7 @@ def _some(items: Iterable[str], most: int = 4) -> str:
     return ", ".join(items[:most]) + more
 
 
-def check_triton(has_docker: bool) -> Check:
+def check_triton(has_engine: bool) -> Check:
     """The wheel's binary, started once, else a container engine to run the official image."""
     from labkit.server import find_triton
 
@@ -157,13 +162,13 @@ def check_triton(has_docker: bool) -> Check:
         if not problem:
             detail = f"the binary of nvidia-pytriton {binary.wheel_version} starts"
             return Check("Triton", "ok", detail)
-    if has_docker:
+    if has_engine:
         advice = "the official container serves instead: labkit serve --runtime container"
         return Check("Triton", "warning", problem, advice)
     if (platform.system(), platform.machine()) == ("Linux", "x86_64"):
         advice = "make env; the wheel needs glibc 2.35 or newer"
     else:
-        advice = "install Docker: the wheel with the server exists for Linux x86-64 only"
+        advice = "install Docker or Podman: the server's wheel exists for Linux x86-64 only"
     return Check("Triton", "missing", f"{problem}, and no container engine answers", advice)
 
 
@@ -212,6 +217,18 @@ def check_disk(free_bytes: int) -> Check:
     return Check("disk", "ok", detail)
 
 
+def check_temporary(folder: Path) -> Check:
+    """The temporary folder, from which Triton's Python backend starts a program for each model."""
+    if not os.access(folder, os.W_OK):
+        advice = "set TMPDIR to a folder that you may write to"
+        return Check("temp folder", "missing", f"{folder} is not writable", advice)
+    noexec = getattr(os, "ST_NOEXEC", 0)  # Linux only
+    if noexec and os.statvfs(folder).f_flag & noexec:
+        advice = "set TMPDIR to a folder that is not: the server cannot start its models there"
+        return Check("temp folder", "warning", f"{folder} is mounted noexec", advice)
+    return Check("temp folder", "ok", str(folder))
+
+
 def check_shared_memory(folder: Path) -> Check:
     """Shared memory, through which Triton hands tensors to its Python-based backends."""
     if not folder.is_dir():
@@ -233,8 +250,10 @@ def check_shared_memory(folder: Path) -> Check:
 
 def check_ports(ports: Iterable[int]) -> Check:
     """Triton's usual ports on the loopback interface."""
+    from labkit.server.ports import can_listen
+
     ports = tuple(ports)
-    busy = [port for port in ports if not _port_is_free(port)]
+    busy = [port for port in ports if not can_listen(port)]
     if not busy:
         return Check("ports", "ok", f"{', '.join(map(str, ports))} are free")
     return Check(
@@ -246,29 +265,19 @@ def check_ports(ports: Iterable[int]) -> Check:
     )
 
 
-def _port_is_free(port: int) -> bool:
-    """Return whether a server could listen on a loopback port now."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
+def check_this_cpu() -> Check:
+    """The CPU of this machine."""
+    from labkit.runtime import cpu_features
+
+    return check_cpu(cpu_features())
 
 
-def cpu_features() -> set[str]:
-    """Return the CPU's feature flags that matter for inference, in lower case."""
-    from labkit.runtime import cpu_features as found
-
-    return {str(flag).lower() for flag in found()}
-
-
-def check_cpu(features: set[str]) -> Check:
+def check_cpu(features: Collection[str]) -> Check:
     """Vector instructions; VNNI decides whether INT8 is both fast and exact."""
-    named = {re.sub(r"[^a-z0-9]", "", feature): feature for feature in features}
+    from labkit.runtime import EXACT_INT8_FEATURES
+
     detail = ", ".join(sorted(features)) or "no known vector instructions"
-    if any("vnni" in name or name == "amxint8" for name in named):
+    if EXACT_INT8_FEATURES & set(features):
         return Check("CPU", "ok", detail)
     return Check(
         "CPU",
@@ -301,15 +310,20 @@ def check_memory(total_bytes: int) -> Check:
     return Check("memory", "ok", detail)
 
 
-def check_docker() -> Check:
-    """A container engine that answers; optional where the wheel's binary runs."""
-    if shutil.which("docker") is None:
-        return Check("Docker", "warning", "not installed", "optional: only for docker/")
-    answer = _output(["docker", "version", "--format", "{{.Server.Version}}"])
-    if answer is None:
+def check_container() -> Check:
+    """The container engine that labkit would take; optional where the wheel's binary runs."""
+    from labkit.server.container import ENGINES, find_engine
+
+    path = find_engine()
+    if path is None:
+        detail = f"none of {', '.join(ENGINES)} is installed"
+        return Check("container", "warning", detail, "optional: only for docker/")
+    engine = Path(path).name
+    answer = _output([path, *ENGINE_VERSION[engine]])
+    if not answer:
         advice = "optional: only for docker/; start the engine, or join its group"
-        return Check("Docker", "warning", "installed, but no engine answers", advice)
-    return Check("Docker", "ok", f"engine {answer}")
+        return Check("container", "warning", f"{engine} is installed, but does not answer", advice)
+    return Check("container", "ok", f"{engine} {answer}")
 
 
 def check_gpu() -> Check:

@@ -25,7 +25,7 @@ PACKAGES = (
 def environment_facts() -> dict[str, Any]:
     """Describe this machine, without anything that names it or its user."""
     return {
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cpu_features": sorted(cpu_features()),
         "cores": available_cores(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
@@ -44,7 +44,7 @@ def _installed(name: str) -> bool:
     return True
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     """Return the CPU's name as the system gives it."""
     info = Path("/proc/cpuinfo")
     if info.is_file():

@@ -35,7 +35,7 @@ def choose_ports(wanted: Mapping[str, int | None]) -> dict[str, int]:
             )
     if len(set(given.values())) < len(given):
         raise ServerError(f"got {given}, expected a different port for each endpoint")
-    held = [name for name, port in given.items() if not _can_listen(port)]
+    held = [name for name, port in given.items() if not can_listen(port)]
     if held:
         raise port_in_use({name: given[name] for name in held})
     ports = dict(given)
@@ -74,7 +74,12 @@ def holder_of(port: int) -> str:
     return "a process of another user, or one that has just ended"
 
 
-def _can_listen(port: int) -> bool:
+def can_listen(port: int) -> bool:
+    """Say whether a server could listen on this port of the loopback address now.
+
+    Raises:
+        ServerError: This user may not listen on it, whoever else does.
+    """
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as Triton does
         try:

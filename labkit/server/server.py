@@ -47,7 +47,8 @@ class TritonServer:
         metrics_port: Port of the Prometheus metrics; None for a free one.
         models: Names of the models to serve; None for all in the repository.
         extra_args: Further flags of tritonserver; they win over the ones set here.
-        log_path: File for the server's log; None for one in the temporary folder.
+        log_path: File for the server's log; None for one in the temporary folder, which goes with
+            a clean stop and stays after a failure.
         runtime: `wheel`, `container`, or `auto`: the wheel where it runs, else the container.
         config_name: Prefer `configs/<config_name>.pbtxt` over a model's `config.pbtxt`.
         exit_timeout_s: How long a stop waits for open connections and in-flight requests.
@@ -70,6 +71,7 @@ class TritonServer:
     _owner_pid: int | None = field(default=None, init=False, repr=False)
     _run_folder: Path | None = field(default=None, init=False, repr=False)
     _ports: dict[str, int] = field(default_factory=dict, init=False, repr=False)
+    _log_is_ours: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.runtime not in RUNTIMES:
@@ -133,11 +135,11 @@ class TritonServer:
                 self._launch(folders)
                 self._wait_until_ready([folder.name for folder in folders])
             except _LostPort:
-                self.stop()
+                self._end()
                 if any(wanted.values()) or attempt == ATTEMPTS:
                     raise port_in_use(self._ports) from None
             except BaseException:
-                self.stop()
+                self._end()  # keeps the log, which the message names
                 raise
             else:
                 break
@@ -146,22 +148,29 @@ class TritonServer:
 
     def stop(self) -> None:
         """Stop the server, and wait until no process and no file of it is left."""
+        if self._end() and self._log_is_ours:
+            Path(str(self.log_path)).unlink(missing_ok=True)
+
+    def _end(self) -> bool:
+        """End the server's processes; return whether they ran until now, and ended as asked."""
         process, self._supervisor = self._supervisor, None
-        if (
-            process is None or os.getpid() != self._owner_pid
-        ):  # a forked child's copy of this object
-            return
+        forked = os.getpid() != self._owner_pid  # a child's copy of this object
+        if process is None or forked:
+            return False
+        clean = process.poll() is None
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
         try:
             process.wait(self.exit_timeout_s + STOP_MARGIN_S)
         except subprocess.TimeoutExpired:
             logger.warning("Triton did not stop in time; killing it")
+            clean = False
             process.kill()  # the server dies with its supervisor
             process.wait()
             if self._run_folder is not None:
                 supervisor.remove_files(self._run_folder)
         self.pid = None
+        return clean
 
     def wait(self) -> None:
         """Block while the server runs.
@@ -211,6 +220,7 @@ class TritonServer:
         run_folder, lock_fd = make_run_folder()
         self._run_folder = run_folder
         if self.log_path is None:
+            self._log_is_ours = True
             self.log_path = Path(tempfile.gettempdir()) / f"{run_folder.name}.log"
         self.log_path = Path(self.log_path).absolute()
         self.log_path.parent.mkdir(parents=True, exist_ok=True)

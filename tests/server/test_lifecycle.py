@@ -173,6 +173,22 @@ def test_clearing_up_spares_what_is_in_use(server: TritonServer) -> None:
         foreign.unlink()
 
 
+def test_a_log_that_nobody_asked_for_goes_with_a_clean_stop_only(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    with TritonServer(repository, models=["one"]) as server:
+        log = Path(str(server.log_path))
+        assert log.is_relative_to(tmp_path / "temporary") and log.stat().st_size
+    assert list((tmp_path / "temporary").iterdir()) == []
+    write_config(tmp_path / "repository" / "empty", "onnxruntime", X, Y)
+    with pytest.raises(ModelLoadError) as failure:
+        TritonServer(tmp_path / "repository").start()
+    (kept,) = (tmp_path / "temporary").iterdir()
+    assert f"Whole log: {kept}" in str(failure.value)
+
+
 def test_nothing_is_left_after_a_failed_load(tmp_path: Path) -> None:
     write_config(tmp_path / "repository" / "empty", "onnxruntime", X, Y)
     server = TritonServer(tmp_path / "repository", log_path=tmp_path / "triton.log")
@@ -268,7 +284,7 @@ def test_a_port_lost_while_starting_is_reported_too(
         holder.bind(("127.0.0.1", 0))
         holder.listen()
         port = holder.getsockname()[1]
-        monkeypatch.setattr("labkit.server.ports._can_listen", lambda port: True)
+        monkeypatch.setattr("labkit.server.ports.can_listen", lambda port: True)
         with pytest.raises(PortInUse, match=f"http port {port} is held by process {os.getpid()}"):
             TritonServer(repository, port, models=["one"], log_path=tmp_path / "log").start()
 

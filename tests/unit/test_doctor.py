@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import types
@@ -75,7 +76,7 @@ def give_triton(
 
 
 @pytest.mark.parametrize(
-    ("script", "problem", "has_docker", "status", "said"),
+    ("script", "problem", "has_engine", "status", "said"),
     [
         (STARTS, "", False, "ok", "0.7.0 starts"),
         (None, "", False, "missing", "not installed"),
@@ -87,10 +88,10 @@ def give_triton(
 )
 def test_triton(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str | None, problem: str,
-    has_docker: bool, status: str, said: str,
+    has_engine: bool, status: str, said: str,
 ) -> None:  # fmt: skip
     give_triton(monkeypatch, tmp_path, script, problem)
-    check = doctor.check_triton(has_docker)
+    check = doctor.check_triton(has_engine)
     assert check.status == status
     assert said in check.detail
 
@@ -99,7 +100,7 @@ def test_triton_advice_is_for_this_system(monkeypatch: pytest.MonkeyPatch, tmp_p
     give_triton(monkeypatch, tmp_path, None)
     monkeypatch.setattr(doctor.platform, "system", lambda: "Darwin")
     monkeypatch.setattr(doctor.platform, "machine", lambda: "arm64")
-    assert "install Docker" in doctor.check_triton(False).advice
+    assert "install Docker or Podman" in doctor.check_triton(False).advice
     monkeypatch.setattr(doctor.platform, "system", lambda: "Linux")
     monkeypatch.setattr(doctor.platform, "machine", lambda: "x86_64")
     assert "make env" in doctor.check_triton(False).advice
@@ -141,6 +142,18 @@ def test_shared_memory_absent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert doctor.check_shared_memory(tmp_path / "none").status == "ok"
 
 
+def test_temporary_folder_from_which_nothing_may_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert doctor.check_temporary(tmp_path) == Check("temp folder", "ok", str(tmp_path))
+    mounted = types.SimpleNamespace(f_flag=os.ST_NOEXEC | os.ST_NOSUID)
+    monkeypatch.setattr(os, "statvfs", lambda folder: mounted)
+    check = doctor.check_temporary(tmp_path)
+    assert (check.status, check.detail) == ("warning", f"{tmp_path} is mounted noexec")
+    assert "TMPDIR" in check.advice
+    assert doctor.check_temporary(tmp_path / "none").status == "missing"
+
+
 def test_a_port_in_use_is_named() -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -180,15 +193,25 @@ def test_memory() -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "answer", "status"),
-    [(None, None, "warning"), ("docker", None, "warning"), ("docker", "28.2.2", "ok")],
+    ("found", "answer", "status", "detail"),
+    [
+        (None, None, "warning", "none of docker, podman is installed"),
+        ("docker", None, "warning", "docker is installed, but does not answer"),
+        ("docker", "28.2.2", "ok", "docker 28.2.2"),
+        ("podman", "5.4.0", "ok", "podman 5.4.0"),
+    ],
 )
-def test_docker(
-    monkeypatch: pytest.MonkeyPatch, found: str | None, answer: str | None, status: str
+def test_container_engine(
+    monkeypatch: pytest.MonkeyPatch, found: str | None, answer: str | None, status: str, detail: str
 ) -> None:
-    monkeypatch.setattr(doctor.shutil, "which", lambda name: found)
+    from labkit.server.container import ENGINES
+
+    assert set(doctor.ENGINE_VERSION) == set(ENGINES)
+    where = {name: f"/usr/bin/{name}" for name in ENGINES if name == found}
+    monkeypatch.setattr(shutil, "which", where.get)
     monkeypatch.setattr(doctor, "_output", lambda command: answer)
-    assert doctor.check_docker().status == status
+    check = doctor.check_container()
+    assert (check.status, check.detail) == (status, detail)
 
 
 def test_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,7 +240,7 @@ def test_a_check_that_breaks_is_a_line_of_its_own() -> None:
 def test_all_checks_on_this_machine() -> None:
     checks = {check.name: check for check in doctor.run_checks()}
     assert {"Python", "packages", "Triton", "CIFAR-10", "disk", "/dev/shm", "ports", "CPU", "cores",
-            "memory", "Docker", "GPU"} == set(checks)  # fmt: skip
+            "memory", "container", "GPU", "temp folder"} == set(checks)  # fmt: skip
     assert checks["Python"].status == "ok"
     broken = [check for check in checks.values() if "could not be looked at" in check.detail]
     assert broken == []
