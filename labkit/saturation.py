@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -93,30 +94,31 @@ def _patches(tensor: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     return windows.transpose(0, 2, 3, 4, 5, 1).reshape(-1, size * size * tensor.shape[1])
 
 
-def run_without_vnni(path: Path, images: Floats, timeout_s: float = 120) -> Floats:
-    """Run a model in a child process whose 8-bit kernels are told to use AVX2 only.
+def run_without_vnni(paths: Sequence[Path], images: Floats, timeout_s: float = 120) -> list[Floats]:
+    """Run models in a child process whose 8-bit kernels are told to use AVX2 only.
 
     The kernels choose their instructions once per process, so this cannot be done in place.
 
     Args:
-        path: `.pt` or `.xml`.
-        images: (N, 3, 32, 32) float32 in [0, 1].
+        paths: Each `.pt` or `.xml`.
+        images: (N, 3, 32, 32) float32 in [0, 1], the same for all.
         timeout_s: After so long the child is killed.
 
+    Returns:
+        The output of each model.
+
     Raises:
-        SaturationError: the runtime has no such switch, or the child fails.
+        SaturationError: a runtime has no such switch, or the child fails.
     """
-    if path.suffix not in (".pt", ".xml"):
-        raise SaturationError(
-            f"got {path.name}, expected .pt or .xml: no other runtime can be told"
-        )
+    if wrong := [path.name for path in paths if path.suffix not in (".pt", ".xml")]:
+        raise SaturationError(f"got {wrong[0]}, expected .pt or .xml: no other runtime can be told")
     with tempfile.TemporaryDirectory() as folder:
-        source, target = Path(folder) / "images.npy", Path(folder) / "logits.npy"
+        source, target = Path(folder) / "images.npy", Path(folder) / "outputs.npz"
         np.save(source, images)
-        command = [sys.executable, "-m", "labkit.saturation", str(path), str(source), str(target)]
+        command = [sys.executable, "-m", "labkit.saturation", str(source), str(target)]
         try:
             child = subprocess.run(
-                command,
+                [*command, *map(str, paths)],
                 env={**os.environ, **WITHOUT_VNNI},
                 capture_output=True,
                 text=True,
@@ -124,19 +126,20 @@ def run_without_vnni(path: Path, images: Floats, timeout_s: float = 120) -> Floa
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            raise SaturationError(f"{path.name} took longer than {timeout_s:.0f} s") from None
+            raise SaturationError(f"no answer without VNNI within {timeout_s:.0f} s") from None
         if child.returncode != 0:
             last = (child.stderr.strip().splitlines() or ["no message"])[-1]
-            raise SaturationError(f"{path.name} failed without VNNI: {last}")
-        return np.load(target)
+            raise SaturationError(f"running without VNNI failed: {last}")
+        with np.load(target) as outputs:
+            return [outputs[f"arr_{index}"] for index in range(len(paths))]
 
 
-def _main(path: str, source: str, target: str) -> None:
-    """Run one model on saved images; the body of the child process."""
+def _main(source: str, target: str, *paths: str) -> None:
+    """Run models on saved images; the body of the child process."""
     images = np.load(source)
-    runner = load_runner(path)
-    parts = [runner(images[start : start + 100]) for start in range(0, len(images), 100)]
-    np.save(target, np.concatenate(parts))
+    parts = [images[start : start + 100] for start in range(0, len(images), 100)]
+    runners = map(load_runner, paths)
+    np.savez(target, *[np.concatenate([run(part) for part in parts]) for run in runners])
 
 
 if __name__ == "__main__":
