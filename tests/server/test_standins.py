@@ -159,6 +159,16 @@ def test_a_bad_request_is_the_callers_fault_not_the_servers(server: TritonServer
     assert message.startswith("tokens: ")
 
 
+def test_a_failing_model_is_the_servers_fault_and_its_log_says_where(server: TritonServer) -> None:
+    status, message = status_of(server, "torch_words", {"words": np.array([b"chalk"], np.object_)})
+    assert status == "500"
+    assert message.startswith("torch_words: ") and "out of chalk" in message
+    log = Path(str(server.log_path)).read_text()
+    assert "inference failed: torch_words: " in log
+    assert "labkit/backends/pytorch/engine.py" in log.split("inference failed: ")[-1]
+    assert infer(server, "torch_words", {"words": np.array([b"a"], np.object_)})  # it goes on
+
+
 def test_two_instances_are_two_processes(server: TritonServer) -> None:
     stubs = [" ".join(process.cmdline()) for process in psutil.Process(server.pid).children()]
     assert sum("two_inputs_0_" in command for command in stubs) == 2

@@ -118,9 +118,11 @@ class TwoArguments(nn.Module):
 
 
 class Words(nn.Module):
-    """Strings in, strings out."""
+    """Strings in, strings out; one of them makes the model fail."""
 
     def forward(self, words: list[str]) -> list[str]:
+        if "chalk" in words:
+            raise RuntimeError("out of chalk")
         return [word.upper() for word in words]
 
 
