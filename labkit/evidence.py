@@ -45,7 +45,7 @@ class EvidenceFolder:
     def recorded(self, file: str) -> str | None:
         """Return the SHA-256 that the manifest has for any artifact; None when it has none."""
         entry = self._manifest.get(file)
-        return entry and str(entry["sha256"])
+        return str(entry["sha256"]) if entry else None
 
     def checksum(self, file: str) -> str:
         """Return the SHA-256 that the manifest has for an artifact that `document` accepts."""
