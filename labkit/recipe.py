@@ -28,7 +28,7 @@ class TrainConfig:
     filter_lr: float = 0.12  # peak, of Muon: the angle of one step, in radians, roughly
     filter_momentum: float = 0.6  # of Muon
     bias_lr: float = 5.0  # peak, of SGD on the mean loss: batch-norm biases
-    head_lr: float = 1.0  # peak, of SGD on the mean loss: the last layer
+    head_lr: float = 0.2  # peak, of SGD on the mean loss: the last layer
     momentum: float = 0.85  # of SGD, Nesterov
     weight_decay: float = 1e-3  # share of a weight lost per step at the peak, SGD only
     warmup: float = 0.1  # share of the steps in which the learning rates rise
@@ -92,7 +92,7 @@ class TrainConfig:
 
 RECIPES: dict[str, TrainConfig] = {
     "smoke": TrainConfig(epochs=2, batch_size=200, growing=1.0),
-    "standard": TrainConfig(epochs=10),
+    "standard": TrainConfig(epochs=9, growing=0.7),
     "full": TrainConfig(epochs=24, widths=(64, 256, 256), batch_size=1000),
 }
 
