@@ -8,6 +8,7 @@ everything the test needs is promised there, so that CI cannot be green because 
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Generator
 from pathlib import Path
 
@@ -22,6 +23,10 @@ FOLDER_NEEDS = {
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell starts background jobs with Ctrl-C ignored, and children inherit that; tests that
+    # send it need the usual behaviour wherever they run.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "compose: needs docker-compose, no engine")
     config.addinivalue_line("markers", "docker: needs a running container engine")
     config.addinivalue_line("markers", "gpu: needs an NVIDIA GPU")
