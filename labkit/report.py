@@ -121,6 +121,72 @@ _CLAIMS: dict[str, tuple[tuple[str, str, str, str], ...]] = {
         ),
         ("Mistakes are diagnosed", "configure.json", "/diagnosed", "broken on purpose in 05"),
     ),
+    "The model and its copies": (
+        ("Validation accuracy", "history.json", "/validation_accuracy", "not trained on"),
+        (
+            "ONNX computes the same",
+            "export.json",
+            "/parity/model.onnx",
+            "a logit's largest difference from PyTorch's, at three batch sizes",
+        ),
+        (
+            "Optimized TorchScript",
+            "export.json",
+            "/speed/ratio/model_optimized.pt",
+            "times the traced model's images/s, in process",
+        ),
+        (
+            "INT8 TorchScript",
+            "quantize.json",
+            "/variants/model_int8.pt",
+            "on validation images, in process",
+        ),
+        (
+            "INT8 ONNX",
+            "quantize.json",
+            "/variants/model_int8.onnx",
+            "on validation images, in process",
+        ),
+        (
+            "INT8 OpenVINO",
+            "quantize.json",
+            "/variants/model_int8.xml",
+            "on validation images, in process",
+        ),
+        (
+            "INT8 against FP32 ONNX Runtime",
+            "quantize.json",
+            "/speed/ratio",
+            "times its images/s at batch 32, one thread each",
+        ),
+    ),
+    "Technical nuances": (
+        ("Serialization", "export.json", "/bytes", "bytes of each format; IR keeps two files"),
+        (
+            "Memory of a file and of its process",
+            "quantize.json",
+            "/memory_mib",
+            "MiB: the runtime alone, with the model, after a batch",
+        ),
+        (
+            "Memory of instances",
+            "tune.json",
+            "/memory_mib",
+            "MiB of their own; each instance of a stand-in is a process",
+        ),
+        (
+            "Compatibility",
+            "export.json",
+            "/onnx",
+            "versions that the server reads; what a trace loses is in 03",
+        ),
+        (
+            "Calibration",
+            "quantize.json",
+            "/calibration",
+            "relative error of the logits by number of calibration images",
+        ),
+    ),
     "Batching, instances, threads": (
         (
             "One instance, one thread",
