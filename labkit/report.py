@@ -89,6 +89,12 @@ class Claim:
     absent: str = ""
 
 
+# What the evidence must say for these claims to be true; the others only report what was found.
+_HOLDS_IF: dict[str, Any] = {
+    "/server/health/live": True,
+    "/server/health/ready": True,
+    "/findings": [],
+}
 NO_ENGINE = (
     "no container engine was used in this run; docker/compose.yaml starts the official image on "
     "the same repository, and tests hold its text"
@@ -330,7 +336,10 @@ def _claim(folder: EvidenceFolder, claim: Claim) -> dict[str, Any]:
     found = mark_or_reason(folder, claim.file, claim.pointer).to_dict()
     if "reason" in found and claim.absent:
         found["reason"] = claim.absent
-    return {"section": claim.section, "title": claim.title, "note": claim.note, **found}
+    row = {"section": claim.section, "title": claim.title, "note": claim.note, **found}
+    if "value" in found:
+        row["holds"] = found["value"] == _HOLDS_IF.get(claim.pointer, found["value"])
+    return row
 
 
 def validate_report(report: dict[str, Any], workspace: Workspace | None = None) -> None:

@@ -96,7 +96,7 @@ def test_the_schema_refuses_a_mark_without_evidence(workspace: Workspace) -> Non
         lambda r: r["variants"][0]["cells"].pop("accuracy"),
         lambda r: r["variants"][-1].update(status="measured"),
         lambda r: r["variants"][-1].pop("reason"),
-        lambda r: r["claims"][-1].update(status="measured", value=1),
+        lambda r: r["claims"][-1].update(status="measured", value=1, holds=True),
         lambda r: r["claims"][0]["evidence"].update(sha256="1234"),
         lambda r: r.pop("environment"),
     ):
@@ -132,6 +132,15 @@ def test_a_model_that_was_made_anew_is_not_measured_any_more(workspace: Workspac
     assert rows["cifar10_onnx_int8"]["status"] == "not measured"
     assert "model_int8.onnx was made anew" in rows["cifar10_onnx_int8"]["reason"]
     assert rows["cifar10_onnx"]["status"] == "measured"
+
+
+def test_a_measured_claim_that_does_not_hold_gets_no_tick(workspace: Workspace) -> None:
+    ticks = render(build_report(workspace), workspace).count('class="yes">✔</td>')
+    configure = {**workspace.load_json("configure.json"), "findings": ["cifar10_onnx: error"]}
+    workspace.save_json("configure.json", configure, made_by="05_configure")
+    page = render(build_report(workspace), workspace)
+    assert page.count('class="yes">✔</td>') == ticks - 1
+    assert page.count('class="no">✘</td>') == 1
 
 
 def test_the_environment_is_that_of_the_measurement(workspace: Workspace) -> None:
