@@ -77,7 +77,7 @@ def closed_loop(
 
     async def load(sender: Sender) -> _Outcome:
         await _ask_in_turn(sender, clients, options.warmup_s, options.max_requests)
-        before = await sender.statistics()
+        before = await _settled_statistics(sender)
         outcome = await _ask_in_turn(sender, clients, seconds, options.max_requests)
         return await outcome.finish(sender, before)
 
@@ -114,7 +114,7 @@ def open_loop(
 
     async def load(sender: Sender) -> _Outcome:
         await _ask_in_turn(sender, 1, options.warmup_s, options.max_requests)
-        before = await sender.statistics()
+        before = await _settled_statistics(sender)
         outcome = await _ask_on_schedule(sender, due_s, options.max_in_flight)
         return await outcome.finish(sender, before)
 
@@ -128,6 +128,19 @@ def poisson_schedule(rate_per_s: float, seconds: float, seed: int = 0) -> NDArra
     count = int(rate_per_s * seconds + 10 * (rate_per_s * seconds) ** 0.5 + 10)  # 10 sigma spare
     times = np.cumsum(rng.exponential(1 / rate_per_s, count))
     return times[times < seconds] if times[0] < seconds else np.zeros(1)
+
+
+async def _settled_statistics(sender: Sender) -> dict[str, Any]:
+    """Return the server's counters once they rest: what warmed up is booked, and not counted."""
+    give_up = time.perf_counter() + STATISTICS_WAIT_S
+    last = await sender.statistics()
+    while time.perf_counter() < give_up:
+        await asyncio.sleep(0.02)
+        now = await sender.statistics()
+        if ServerSplit.between(last, now).requests == 0:
+            return now
+        last = now
+    return last
 
 
 @dataclass
