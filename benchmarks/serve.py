@@ -3,8 +3,8 @@
 Three measurements take turns, several rounds long, so that a busy moment of the machine hits all:
 
 1. in-process: one ONNX Runtime session, batches of 32;
-2. batch 32: the same model behind Triton's onnxruntime stand-in, two requests in flight, so that
-   the server computes one batch while the client prepares the next;
+2. batch 32: the same model behind Triton's onnxruntime stand-in, three requests in flight: one is
+   computed, one waits in the server's queue, one is prepared by the client;
 3. 16 clients: the same server, 16 concurrent clients that each send one image and wait for the
    answer; Triton's dynamic batching puts them together.
 
@@ -41,7 +41,7 @@ from labkit.workspace import project_root
 
 BATCH = 32
 CLIENTS = 16
-IN_FLIGHT = 2
+IN_FLIGHT = 3
 BUSY_PERCENT = 10.0
 MODEL = "bench"
 TARGETS = {"served, batch 32": 0.9, f"served, {CLIENTS} clients × 1": 0.6}
