@@ -4,7 +4,7 @@ import logging
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -14,6 +14,9 @@ from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from labkit.errors import LabError, UsageError
+
+if TYPE_CHECKING:
+    from labkit.chain import Progress, StageResult
 
 app = typer.Typer(
     help="The model-deployment lab: train, export, quantize, serve, measure, tune, report.",
@@ -131,11 +134,8 @@ class _ChainDisplay:
     def __exit__(self, *exc: object) -> None:
         self._live.stop()
 
-    def progress(self, progress: "object") -> None:
+    def progress(self, progress: "Progress") -> None:
         """Show what the running notebook last said."""
-        from labkit.chain import Progress
-
-        assert isinstance(progress, Progress)
         if progress.stage != self._stage:
             self._stage, self._next_beat_s = progress.stage, HEARTBEAT_S
             self._live.reset(self._task)
@@ -145,11 +145,10 @@ class _ChainDisplay:
             self._next_beat_s += HEARTBEAT_S
             console.print(f"{title} {progress.seconds:4.0f} s  {escape(progress.line)}")
 
-    def result(self, result: "object") -> None:
+    def result(self, result: "StageResult") -> None:
         """Show the verdict on a notebook."""
-        from labkit.chain import PASSED, StageResult
+        from labkit.chain import PASSED
 
-        assert isinstance(result, StageResult)
         self._done += 1
         colour = "green" if result.status == PASSED else "red"
         console.print(
