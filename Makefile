@@ -8,6 +8,8 @@ MAKEFLAGS += --no-print-directory
 
 PROFILE ?= standard## smoke (3 minutes), standard (15) or full
 PYTHON ?=## the Python 3.11 or 3.12 to build the environment with
+SUBMISSIONS ?=## the folder with a folder or zip for each student, for `make grade`
+OUT ?=## where `make release` and `make grade` write to
 STEPS ?=## some steps of `make test` only, for example STEPS="ruff unit"
 
 VENV_PYTHON := .venv/bin/python
@@ -15,7 +17,7 @@ VENV_PYTHON := .venv/bin/python
 # scripts point elsewhere, has no stamp and gets a new environment.
 STAMP := .venv/complete-$(shell pwd -P | cksum | cut -d ' ' -f 1)
 
-.PHONY: help env data lab test test-unit lint format notebooks doctor jupyter bench-train bench-serve clean clean-all
+.PHONY: help env data lab test test-unit lint format notebooks doctor jupyter release grade bench-train bench-serve bench-grade clean clean-all
 
 help: ## Show this list
 	@echo "The two commands that matter:  make lab   and   make test"
@@ -45,7 +47,7 @@ jupyter: env ## Open JupyterLab on the notebooks
 doctor: env ## Say what this machine has and what is missing
 	@$(VENV_PYTHON) -m labkit doctor
 
-test: env ## Run every check: ruff, mypy, unit, server, notebooks, deploy, browser
+test: env ## Run every check: ruff, mypy, unit, server, notebooks, grading, deploy, browser
 	@$(VENV_PYTHON) tools/run_steps.py $(STEPS)
 
 test-unit: env ## Run the unit tests only (no network, no server)
@@ -61,11 +63,20 @@ format: env ## Repair style and format where a program can
 notebooks: env data ## Execute the committed notebooks anew, outputs included
 	@$(VENV_PYTHON) tools/execute_notebooks.py
 
+release: env ## Write the student edition into OUT
+	@$(VENV_PYTHON) -m labkit release "$(or $(OUT),runs/release)"
+
+grade: env data ## Grade SUBMISSIONS in a sandbox, into OUT
+	@$(VENV_PYTHON) -m labkit grade "$(SUBMISSIONS)" --out "$(or $(OUT),runs/grades)"
+
 bench-train: env data ## Measure training: time, accuracy, images/s, share of peak
 	@$(VENV_PYTHON) benchmarks/train.py
 
 bench-serve: env data ## Measure serving against in-process ONNX Runtime
 	@$(VENV_PYTHON) benchmarks/serve.py
+
+bench-grade: env data ## Measure grading: submissions per hour, overhead over the notebooks
+	@$(VENV_PYTHON) benchmarks/grade.py
 
 clean: ## Remove caches; runs, models, data and environment stay
 	@find . -name .venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -print | \

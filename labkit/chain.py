@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -22,6 +22,7 @@ from typing import Any
 
 import nbformat
 import psutil
+from nbformat import NotebookNode
 
 from labkit.checks import STAGE_CHECKS, CheckResult, check_stage
 from labkit.environment import environment_facts
@@ -38,6 +39,11 @@ STOP_GRACE_S = 10.0
 POLL_S = 0.2
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 PASSED, FAILED = "passed", "failed"
+PAPERMILL_ENVIRONMENT = {
+    "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    "PYTHONUNBUFFERED": "1",
+    "JUPYTER_PREFER_ENV_PATH": "1",  # this environment's kernel, not the user's
+}
 
 
 class UnknownStage(UsageError):
@@ -84,6 +90,32 @@ class Progress:
     stage: str
     seconds: float
     line: str
+
+
+@dataclass(frozen=True)
+class CellFinding:
+    """What an executed notebook shows about one of its code cells.
+
+    Attributes:
+        number: Among the code cells that are not blank, from 1.
+        total: How many there are.
+        first_line: Of the cell, shortened.
+        ran: Whether the cell has an execution count, above that of the cells before it.
+        ename: Class of the error that it shows; empty without one.
+        evalue: Message of the error.
+    """
+
+    number: int
+    total: int
+    first_line: str
+    ran: bool
+    ename: str = ""
+    evalue: str = ""
+
+    @property
+    def where(self) -> str:
+        """The cell, as a person finds it."""
+        return f"code cell {self.number} of {self.total} (`{self.first_line}`)"
 
 
 def stages_from(first: str | None) -> tuple[str, ...]:
@@ -210,16 +242,12 @@ def _execute(
     deadline: float,
 ) -> bool:
     """Run papermill in a child process; return whether the deadline stopped it."""
-    command = [sys.executable, "-m", "papermill", str(source), str(executed), "--log-output"]
-    command += ["--no-progress-bar", "--cwd", str(source.parent)]
-    command += ["--kernel", "python3", "--language", "python"]  # whatever its metadata says
-    command += ["-r", "profile", profile.name, "-r", "workspace", str(workspace.root)]
+    command = papermill_command(source, executed, profile.name, workspace.root)
     hidden = {"LABKIT_PROFILE", "LABKIT_WORKSPACE"}  # the parameters decide, and nothing else
     environment = {key: value for key, value in os.environ.items() if key not in hidden}
-    environment |= {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "PYTHONUNBUFFERED": "1"}
-    environment |= {"JUPYTER_PREFER_ENV_PATH": "1"}  # this environment's kernel, not the user's
+    environment |= PAPERMILL_ENVIRONMENT
     begin = time.monotonic()
-    with log_path.open("wb") as stream, _stopped_at_the_end():
+    with log_path.open("wb") as stream, stopped_at_the_end():
         child = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -227,7 +255,7 @@ def _execute(
             stderr=subprocess.STDOUT,
             env=environment,
             start_new_session=True,
-            preexec_fn=_end_with_parent,
+            preexec_fn=end_with_parent,
         )
         while child.poll() is None:
             if time.monotonic() > deadline:
@@ -237,19 +265,27 @@ def _execute(
     return False
 
 
+def papermill_command(source: Path, executed: Path, profile: str, workspace: Path) -> list[str]:
+    """Return the command line that runs a notebook with its two parameters."""
+    command = [sys.executable, "-m", "papermill", str(source), str(executed), "--log-output"]
+    command += ["--no-progress-bar", "--cwd", str(source.parent)]
+    command += ["--kernel", "python3", "--language", "python"]  # whatever its metadata says
+    return [*command, "-r", "profile", profile, "-r", "workspace", str(workspace)]
+
+
 def _prctl(option: int, value: int) -> None:
     """Set an attribute of this process, on Linux."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """In the child: end when the chain is killed. The kernel and its server then follow."""
     _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @contextmanager
-def _stopped_at_the_end() -> Iterator[None]:
+def stopped_at_the_end() -> Iterator[None]:
     """Stop every process started inside: papermill, its kernel, and whatever a notebook started.
 
     While inside, this process adopts orphans, so that a process that a notebook has sent into the
@@ -302,18 +338,29 @@ def cell_failure(executed: Path) -> str:
         notebook = nbformat.read(executed, as_version=4)
     except Exception as error:  # papermill may have been stopped while it wrote
         return f"the executed notebook cannot be read: {str(error).splitlines()[0]}"
-    code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+    findings = cell_findings(notebook.cells)
+    for cell in findings:
+        if cell.ename:
+            return f"{cell.where}: {cell.ename}: {cell.evalue}"
+        if not cell.ran:
+            return f"{cell.where} did not run: the kernel was stopped, killed or left before it"
+    return "" if findings else "the notebook has no code cell"
+
+
+def cell_findings(cells: Iterable[NotebookNode]) -> list[CellFinding]:
+    """Return what executed cells show, one finding per code cell that is not blank."""
+    code = [cell for cell in cells if cell.cell_type == "code" and cell.source.strip()]
+    findings: list[CellFinding] = []
     previous = 0
     for number, cell in enumerate(code, start=1):
-        first_line = cell.source.strip().splitlines()[0]
-        where = f"code cell {number} of {len(code)} (`{first_line[:60]}`)"
-        for output in cell.outputs:
-            if output.output_type == "error":
-                return f"{where}: {output.ename}: {output.evalue}"
-        if cell.execution_count is None or cell.execution_count <= previous:
-            return f"{where} did not run: the kernel was stopped, killed or left before it"
-        previous = cell.execution_count
-    return "" if code else "the notebook has no code cell"
+        errors = [output for output in cell.outputs if output.output_type == "error"]
+        ename = (errors[0].ename or "error") if errors else ""
+        evalue = errors[0].evalue if errors else ""
+        ran = cell.execution_count is not None and cell.execution_count > previous
+        previous = cell.execution_count if ran else previous
+        first_line = cell.source.strip().splitlines()[0][:60]
+        findings.append(CellFinding(number, len(code), first_line, ran, ename, evalue))
+    return findings
 
 
 def _earlier_stages(

@@ -273,6 +273,13 @@ def lab(
     raise typer.Exit(start_lab(project_root(), port=port, open_browser=browser))
 
 
+# The student edition comes without the grader.
+if (Path(__file__).parent / "grading").is_dir():
+    from labkit.grading.commands import app as grading_app
+
+    app.registered_commands += grading_app.registered_commands
+
+
 def main() -> None:
     """Run the command line; an expected error is one red line."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")

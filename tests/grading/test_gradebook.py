@@ -1,0 +1,206 @@
+"""Gradebooks: the points of the results, in three layouts, and nothing that a spreadsheet runs."""
+
+from __future__ import annotations
+
+import csv
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from factory import STAGES, make_class, make_record, make_result
+
+from labkit.grading.gradebook import write_gradebooks
+from labkit.grading.results import FAILED, REJECTED, Result
+from labkit.grading.roster import RosterError, read_roster
+
+TITLE = "Triton lab"
+
+
+def rows_of(path: Path) -> list[list[str]]:
+    with path.open(encoding="utf-8", newline="") as stream:
+        return list(csv.reader(stream, strict=True))
+
+
+def table(path: Path) -> dict[str, dict[str, str]]:
+    header, *rows = rows_of(path)
+    assert all(len(row) == len(header) for row in rows)
+    return {row[0]: dict(zip(header, row, strict=True)) for row in rows}
+
+
+def roster(folder: Path, text: str) -> Path:
+    path = folder / "roster.csv"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_numbers_are_the_results_numbers(tmp_path: Path) -> None:
+    results = make_class(12)
+    write_gradebooks(tmp_path, results, TITLE)
+    found = table(tmp_path / "gradebook.csv")
+    assert list(found) == sorted(found, key=str.casefold)
+    for result in results:
+        row = found[result.student]
+        assert float(row["total"]) == result.points
+        assert float(row["maximum"]) == result.maximum == 100
+        assert row["status"] == result.status
+        assert [float(row[item.id]) for item in result.items] == [i.points for i in result.items]
+        for record in result.stages:
+            assert row[f"{record.stage} verdict"] == record.verdict
+        assert row["carried"] == "; ".join(result.carried())
+
+
+def test_same_results_give_same_bytes_however_fast_and_in_any_order(tmp_path: Path) -> None:
+    results = make_class(15)
+    first = [path.read_bytes() for path in write_gradebooks(tmp_path / "a", results, TITLE)]
+    again = [
+        replace(
+            result,
+            timings={"total": 9.0},
+            stages=[replace(record, seconds=1.0, cpu_s=2.0) for record in result.stages],
+            environment={"cpu": "another"},
+        )
+        for result in results
+    ]
+    random.Random(1).shuffle(again)
+    second = [path.read_bytes() for path in write_gradebooks(tmp_path / "b", again, TITLE)]
+    assert first == second
+    changed = [replace(results[0], points=results[0].points - 1), *results[1:]]
+    third = [path.read_bytes() for path in write_gradebooks(tmp_path / "c", changed, TITLE)]
+    assert first[0] != third[0]
+
+
+def test_lines_end_as_rfc_4180_says(tmp_path: Path) -> None:
+    for path in write_gradebooks(tmp_path, make_class(5), TITLE):
+        content = path.read_bytes()
+        assert content.endswith(b"\r\n")
+        assert content.count(b"\n") == content.count(b"\r\n")
+        assert not content.startswith(b"\xef\xbb\xbf")
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t=", "\n=", "＝"])
+def test_no_cell_becomes_a_formula(tmp_path: Path, start: str) -> None:
+    name = start + "cmd|' /C calc'!A0"
+    note = "=HYPERLINK(1)"
+    people = roster(tmp_path, "student,name,email,id\nbob,=1+1,@b,-1\n")
+    results = [make_result(name, notes=[note]), make_result("bob")]
+    for path in write_gradebooks(tmp_path, results, "=title", people):
+        for row in rows_of(path):
+            for cell in row:
+                assert not cell.lstrip().startswith(("=", "+", "-", "@", "＝")), (path.name, cell)
+                assert "\n" not in cell
+    names = {row[0] for row in rows_of(tmp_path / "gradebook.csv")}
+    assert any(cell.startswith("'") and "calc" in cell for cell in names)
+
+
+def test_commas_quotes_and_foreign_letters_survive(tmp_path: Path) -> None:
+    name = 'Łukasz "the, one" 李'
+    write_gradebooks(tmp_path, [make_result(name)], TITLE)
+    assert table(tmp_path / "gradebook.csv")[name]["total"] == "100"
+
+
+def test_a_folder_name_that_is_not_utf8_is_written_all_the_same(tmp_path: Path) -> None:
+    write_gradebooks(tmp_path, [make_result("caf\udce9")], TITLE)
+    assert "caf?" in table(tmp_path / "gradebook.csv")
+
+
+def test_canvas_layout(tmp_path: Path) -> None:
+    people = roster(tmp_path, "student,name,email,id\nada,Ada Lovelace,ada@uni.example,1815\n")
+    results = [make_result("ada", 0.5), make_result("bob", 1.0)]
+    write_gradebooks(tmp_path, results, TITLE, people)
+    header, possible, *rows = rows_of(tmp_path / "canvas.csv")
+    assert header == ["Student", "ID", "SIS User ID", "SIS Login ID", "Section", TITLE]
+    assert "Points Possible" in possible[0]
+    assert possible[5] == "100"
+    assert rows == [
+        ["Ada Lovelace", "", "1815", "ada@uni.example", "", "50"],
+        ["bob", "", "", "bob", "", "100"],
+    ]
+
+
+def test_a_student_cannot_set_the_highest_points_on_canvas(tmp_path: Path) -> None:
+    write_gradebooks(tmp_path, [make_result("x Points Possible", 0.1)], TITLE)
+    named = [row[0] for row in rows_of(tmp_path / "canvas.csv")]
+    assert sum("Points Possible" in cell for cell in named) == 1
+
+
+def test_moodle_layout(tmp_path: Path) -> None:
+    people = roster(tmp_path, "student,name,email,id\nada,Ada Lovelace,ada@uni.example,1815\n")
+    result = make_result("ada", 0.5, stages=[make_record(stage) for stage in STAGES])
+    write_gradebooks(tmp_path, [result], TITLE, people)
+    header, row = rows_of(tmp_path / "moodle.csv")
+    assert header == ["Username", "ID number", "Email address", TITLE, f"{TITLE} (Feedback)"]
+    assert row[:4] == ["ada", "1815", "ada@uni.example", "50"]
+    assert row[4].startswith("50 of 100 points. 01_data: 4/8, ran.")
+
+
+def test_the_comment_for_moodle_holds_nothing_that_a_student_wrote(tmp_path: Path) -> None:
+    stages = [make_record("01_data", "error", reason="<script>x</script>", notes=["<script>"])]
+    write_gradebooks(tmp_path, [make_result("ada", stages=stages, notes=["<script>"])], TITLE)
+    assert "<script>" not in (tmp_path / "moodle.csv").read_text(encoding="utf-8")
+
+
+def test_points_that_are_not_to_be_trusted_are_not_imported(tmp_path: Path) -> None:
+    people = roster(tmp_path, "student\nada\nbob\neve\nzoe\n")
+    results = [
+        make_result("ada"),
+        make_result("bob", 0.0, status=FAILED, reason="The disk was full."),
+        make_result("eve", 0.0, status=REJECTED, reason="No notebook."),
+    ]
+    write_gradebooks(tmp_path, results, TITLE, people)
+    assert [row[0] for row in rows_of(tmp_path / "canvas.csv")[2:]] == ["ada", "eve"]
+    assert [row[0] for row in rows_of(tmp_path / "moodle.csv")[1:]] == ["ada", "eve"]
+    found = table(tmp_path / "gradebook.csv")
+    assert found["bob"]["status"] == "failed"
+    assert found["bob"]["notes"] == "The disk was full."
+    assert found["zoe"]["status"] == "no submission"
+    assert (found["zoe"]["total"], found["zoe"]["maximum"]) == ("0", "100")
+    assert found["zoe"]["02.accuracy"] == "0"
+
+
+def test_names_match_however_the_system_writes_accents(tmp_path: Path) -> None:
+    people = roster(tmp_path, "student,name\nJos\u00e9,José García\n")
+    write_gradebooks(tmp_path, [make_result("Jose\u0301")], TITLE, people)
+    assert rows_of(tmp_path / "canvas.csv")[2][0] == "José García"
+    assert "no submission" not in (tmp_path / "gradebook.csv").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("name,email\nAda,a@b\n", "has the columns name, email"),
+        ("student;name\nada;Ada\n", "expected student"),
+        ("", "(none)"),
+        ("student\nada\nbob\nada\n", "names ada twice, again in row 4"),
+        ("student,name\n,Ada\n", "no student in row 2"),
+        ('student\n"ada\n', "cannot be read"),
+    ],
+)
+def test_an_unclear_roster_is_refused(tmp_path: Path, content: str, said: str) -> None:
+    path = roster(tmp_path, content)
+    with pytest.raises(RosterError) as refused:
+        write_gradebooks(tmp_path / "out", [make_result()], TITLE, path)
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_roster_of_latin1_or_none_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "roster.csv"
+    path.write_bytes("student\nJosé\n".encode("latin-1"))
+    with pytest.raises(RosterError, match="UTF-8"):
+        read_roster(path)
+    with pytest.raises(RosterError, match="cannot be read"):
+        read_roster(tmp_path / "none.csv")
+
+
+def test_a_roster_as_excel_saves_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "roster.csv"
+    path.write_bytes(b"\xef\xbb\xbfStudent,Name\r\n ada ,Ada\r\n,\r\n\r\n")
+    assert [person.name for person in read_roster(path).values()] == ["Ada"]
+
+
+def test_an_empty_class_gives_headers_only(tmp_path: Path) -> None:
+    none: list[Result] = []
+    write_gradebooks(tmp_path, none, TITLE)
+    assert len(rows_of(tmp_path / "gradebook.csv")) == 1

@@ -1,0 +1,720 @@
+"""Whatever is handed in ends as plain files and one sentence per thing that is not right."""
+
+import io
+import json
+import os
+import stat
+import struct
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat import NotebookNode
+from nbformat.v4 import new_code_cell, new_notebook
+
+from labkit.chain import STAGES
+from labkit.grading import entries, find_notebooks, intake, unpack
+from labkit.grading.files import open_plain
+from labkit.grading.intake import (
+    Intake,
+    IntakeError,
+    NotebookFound,
+    Source,
+    find_submissions,
+    safe_name,
+    take_in,
+)
+from labkit.grading.results import AMBIGUOUS, GRADED, INVALID, MISSING, REJECTED
+
+STAGE = STAGES[0]
+Files = dict[str, bytes]
+
+
+def notebook(*ids: str, source: str = "1") -> bytes:
+    """A notebook whose cells carry the names of exercises."""
+    cells = [new_code_cell(source, id=f"c{number}") for number in range(len(ids) or 1)]
+    for cell, name in zip(cells, ids, strict=False):
+        cell.metadata["nbgrader"] = {"grade_id": name}
+    return nbformat.writes(new_notebook(cells=cells)).encode()
+
+
+def reference(*ids: str) -> NotebookNode:
+    return nbformat.reads(notebook(*ids).decode(), as_version=4)
+
+
+REFERENCES = {
+    "01_data": reference("ex-01-leak", "check-01-leak", "ex-01-statistics"),
+    "02_train": reference("ex-02-recalls", "check-02-recalls"),
+}
+
+
+def write_folder(root: Path, files: Files) -> Path:
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+    return root
+
+
+def write_zip(path: Path, entries: "list[tuple[str | zipfile.ZipInfo, bytes]]") -> Path:
+    with warnings.catch_warnings(), zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        warnings.simplefilter("ignore")  # names that come twice are meant
+        for name, content in entries:
+            archive.writestr(name, content)
+    return path
+
+
+@pytest.fixture
+def take_folder(tmp_path: Path) -> Callable[..., Intake]:
+    def take(files: Files) -> Intake:
+        folder = write_folder(tmp_path / "ada", files)
+        return take_in(Source("ada", folder, False), tmp_path / "staging", REFERENCES)
+
+    return take
+
+
+@pytest.fixture
+def take_zip(tmp_path: Path) -> Callable[..., Intake]:
+    def take(entries: "list[tuple[str | zipfile.ZipInfo, bytes]]") -> Intake:
+        path = write_zip(tmp_path / "ada.zip", entries)
+        return take_in(Source("ada", path, True), tmp_path / "staging", REFERENCES)
+
+    return take
+
+
+def everything_below(folder: Path) -> list[str]:
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir())
+
+
+# ---- which submissions there are
+
+
+def test_folders_and_zips_are_submissions_and_the_rest_is_reported(tmp_path: Path) -> None:
+    for name in ("bob", ".git", "__MACOSX"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "ada.ZIP").write_bytes(b"")
+    (tmp_path / "notes.txt").write_bytes(b"")
+    (tmp_path / ".DS_Store").write_bytes(b"")
+    (tmp_path / "eve").symlink_to("/etc")
+    (tmp_path / "mallory.zip").symlink_to("/etc/passwd")
+    os.mkfifo(tmp_path / "pipe.zip")
+    sources, left_out = find_submissions(tmp_path)
+    assert [(s.student, s.is_zip) for s in sources] == [("ada", True), ("bob", False)]
+    assert left_out == [
+        "left out: eve is a link",
+        "left out: mallory.zip is a link",
+        "left out: notes.txt is neither a folder nor a zip",
+        "left out: pipe.zip is neither a folder nor a zip",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("ada", "ada.zip"), ("ada", "Ada"), ("Jose\u0301", "jos\u00e9.zip"), ("Straße", "STRASSE")],
+)
+def test_two_submissions_of_one_name_are_refused(tmp_path: Path, one: str, other: str) -> None:
+    for name in (one, other, "bob"):
+        if name.endswith(".zip"):
+            (tmp_path / name).write_bytes(b"")
+        else:
+            (tmp_path / name).mkdir()
+    with pytest.raises(IntakeError, match="keep one of them") as caught:
+        find_submissions(tmp_path)
+    assert one in str(caught.value)
+    assert other in str(caught.value)
+    assert "bob" not in str(caught.value)
+
+
+def test_no_submissions_is_one_clear_sentence(tmp_path: Path) -> None:
+    with pytest.raises(IntakeError, match="is not a folder: give the folder"):
+        find_submissions(tmp_path / "nowhere")
+    with pytest.raises(IntakeError, match="it is empty"):
+        find_submissions(tmp_path)
+    (tmp_path / "01_data.ipynb").write_bytes(b"{}")
+    with pytest.raises(IntakeError, match=r"01_data\.ipynb is neither a folder nor a zip"):
+        find_submissions(tmp_path)
+
+
+def test_a_students_name_is_normalised_and_printable(tmp_path: Path) -> None:
+    (tmp_path / "Jose\u0301\n").mkdir()
+    (tmp_path / os.fsdecode(b"caf\xe9")).mkdir()
+    sources, _ = find_submissions(tmp_path)
+    assert sorted(source.student for source in sources) == ["Jos\u00e9", "caf_"]
+    assert all(source.path.is_dir() for source in sources)
+
+
+# ---- names that papermill and shells can bear
+
+
+def test_a_plain_name_stays() -> None:
+    for name in ("ada", "Ada.Lovelace_7", "a-b"):
+        assert safe_name(name) == name
+
+
+ODD_NAMES = ["Ada Lovelace", "{x}", "José", "Иван", "李", "a'b\"c", "a\nb", "\udcff", "a/b"]
+ODD_NAMES += ["..", ".", "", "-rf", ".hidden", "trailing."]
+
+
+@pytest.mark.parametrize("name", [*ODD_NAMES, "x" * 300])
+def test_any_name_becomes_a_safe_one(name: str) -> None:
+    safe = safe_name(name)
+    assert safe.isascii()
+    assert all(char.isalnum() or char in "._-" for char in safe)
+    assert safe[0] not in ".-"
+    assert 0 < len(safe) <= 60
+    assert safe == safe_name(name)
+    assert safe != name
+
+
+def test_different_students_never_share_a_name() -> None:
+    names = ["José", "Jose", "Jose ", "jose", "Иван", "Иваа", "x" * 300, "x" * 301, "a b", "a-b"]
+    names += [safe_name(name) for name in ("José", "a b")]  # somebody who is called like that
+    assert len({safe_name(name) for name in names}) == len(set(names))
+
+
+def test_a_name_keeps_what_can_be_read() -> None:
+    assert safe_name("José Müller").startswith("Jose-Muller-")
+
+
+# ---- plain files only, from a folder
+
+
+def test_a_folder_is_copied_with_usual_permissions(take_folder, tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "ada", {"lib/helper.py": b"x = 1"})
+    (source / "lib/helper.py").chmod(0o4777)
+    before = os.umask(0o077)
+    try:
+        found = take_folder({"01_data.ipynb": notebook()})
+    finally:
+        os.umask(before)
+    assert found.status == GRADED
+    assert found.notes == []
+    assert found.folder == tmp_path / "staging"
+    assert found.notebooks[STAGE] == NotebookFound(found.folder / "01_data.ipynb", "exact")
+    assert found.other_files == ["lib/helper.py"]
+    assert (found.folder / "lib/helper.py").read_bytes() == b"x = 1"
+    assert stat.S_IMODE((found.folder / "lib/helper.py").stat().st_mode) == 0o644
+    assert stat.S_IMODE((found.folder / "lib").stat().st_mode) == 0o755
+    assert set(found.notebooks) | set(found.problems) == set(STAGES)
+    assert found.problems["02_train"].verdict == MISSING
+    assert "02_train.ipynb" in found.problems["02_train"].reason
+
+
+def test_links_and_pipes_stay_outside(take_folder, tmp_path: Path) -> None:
+    secret = write_folder(tmp_path / "secret", {"key": b"SECRET"})
+    folder = write_folder(tmp_path / "ada", {"01_data.ipynb": notebook()})
+    (folder / "passwd").symlink_to("/etc/passwd")
+    (folder / "elsewhere").symlink_to(secret)
+    (folder / "02_train.ipynb").symlink_to("01_data.ipynb")
+    (folder / "gone").symlink_to("nowhere")
+    os.mkfifo(folder / "pipe")  # must not block
+    os.mkfifo(folder / "03_export.ipynb")
+    found = take_folder({})
+    assert everything_below(tmp_path / "staging") == ["01_data.ipynb"]
+    assert found.notes == [
+        "left out: 02_train.ipynb (a link)",
+        "left out: 03_export.ipynb (no plain file)",
+        "left out: elsewhere (a link)",
+        "left out: gone (a link)",
+        "left out: passwd (a link)",
+        "left out: pipe (no plain file)",
+    ]
+
+
+def test_a_link_that_appears_meanwhile_is_not_followed(
+    take_folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_folder(tmp_path / "ada", {"01_data.ipynb": notebook(), "z": b"z"})
+
+    def swap(root: Path, name: str):
+        if name == "z":
+            (folder / "z").unlink()
+            (folder / "z").symlink_to("/etc/passwd")
+        return open_plain(root, name)
+
+    monkeypatch.setattr(entries, "open_plain", swap)
+    found = take_folder({})
+    assert everything_below(tmp_path / "staging") == ["01_data.ipynb"]
+    assert len(found.notes) == 1
+    assert "left out: z (it cannot be read" in found.notes[0]
+
+
+def test_what_tools_leave_behind_is_left_out_silently(take_folder, tmp_path: Path) -> None:
+    junk = [
+        ".ipynb_checkpoints/01_data.ipynb",
+        ".git/config",
+        ".venv/bin/python",
+        "._01_data.ipynb",
+    ]
+    junk += ["lib/__pycache__/a.pyc", "node_modules/x/y.js", "__MACOSX/z", ".DS_Store"]
+    write_folder(tmp_path / "ada", dict.fromkeys(junk, b"x"))
+    (tmp_path / "ada/.venv/lib").symlink_to("/usr/lib")
+    found = take_folder({"01_data.ipynb": notebook()})
+    assert everything_below(tmp_path / "staging") == ["01_data.ipynb"]
+    assert found.notes == []
+
+
+def test_odd_names_in_a_folder_are_left_out(take_folder, tmp_path: Path) -> None:
+    deep = "/".join("d" * 13) + "/f"
+    folder = write_folder(
+        tmp_path / "ada",
+        {"a\\b": b"", "line\nbreak": b"", "C:evil": b"", deep: b"", "n" * 201: b"", "ok é": b""},
+    )
+    (folder / os.fsdecode(b"latin\xe9")).write_bytes(b"")
+    found = take_folder({"01_data.ipynb": notebook()})
+    assert found.other_files == ["ok é"]
+    assert len(found.notes) == 6
+    assert not any("\n" in note for note in found.notes)
+    assert "left out: line\\x0abreak (a control character in its name)" in found.notes
+    assert json.dumps(found.notes, ensure_ascii=False).encode()  # no halves of characters
+
+
+def test_a_staging_folder_is_never_mixed(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "ada", {"01_data.ipynb": notebook()})
+    write_folder(tmp_path / "staging", {"of_bob": b""})
+    with pytest.raises(IntakeError, match="not empty"):
+        take_in(Source("ada", folder, False), tmp_path / "staging")
+    assert everything_below(tmp_path / "staging") == ["of_bob"]
+
+
+# ---- zips
+
+
+def entry(name: str, mode: int = 0, **attributes: int) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name)
+    info.external_attr = mode << 16
+    info.compress_type = zipfile.ZIP_DEFLATED
+    for key, value in attributes.items():
+        setattr(info, key, value)
+    return info
+
+
+HOSTILE = {
+    "/etc/cron.d/evil": "an absolute path",
+    "//server/share": "an absolute path",
+    "C:/evil": "an absolute path",
+    "../evil": "a path with `..`",
+    "a/../../evil": "a path with `..`",
+    "..": "a path with `..`",
+    "a\\..\\..\\evil": "a path with a backslash",
+    "bell\x07": "a control character",
+    "x" * 250: "a name that is too long",
+    "/".join(["d"] * 20): "folders deep",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=range(len(HOSTILE)))
+def test_a_zip_cannot_write_elsewhere(take_zip, tmp_path: Path, name: str) -> None:
+    found = take_zip([(name, b"evil"), ("01_data.ipynb", notebook())])
+    assert everything_below(tmp_path) == ["ada.zip", "staging/01_data.ipynb"]
+    assert found.status == GRADED
+    assert len(found.notes) == 1
+    assert HOSTILE[name] in found.notes[0]
+
+
+def test_a_name_with_nul_is_left_out(take_zip, tmp_path: Path) -> None:
+    """zipfile itself would cut the name there."""
+    path = write_zip(tmp_path / "ada.zip", [("aXb", b"1"), ("01_data.ipynb", notebook())])
+    path.write_bytes(path.read_bytes().replace(b"aXb", b"a\0b"))
+    found = take_in(Source("ada", path, True), tmp_path / "staging", REFERENCES)
+    assert everything_below(tmp_path / "staging") == ["01_data.ipynb"]
+    assert found.notes == ["left out: a\\x00b (a control character in its name)"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"), [(stat.S_IFLNK, "a link"), (stat.S_IFIFO, "no plain"), (stat.S_IFCHR, "no pl")]
+)
+def test_links_and_devices_in_a_zip_are_left_out(
+    take_zip, tmp_path: Path, kind: int, why: str
+) -> None:
+    link = entry("02_train.ipynb", kind | 0o777)
+    found = take_zip([(link, b"/etc/passwd"), ("01_data.ipynb", notebook())])
+    assert everything_below(tmp_path / "staging") == ["01_data.ipynb"]
+    assert found.notes == [note for note in found.notes if why in note]
+    assert len(found.notes) == 1
+
+
+def test_an_encrypted_entry_is_left_out(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "ada.zip", [("x", b"1"), ("01_data.ipynb", notebook())])
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\1\2") + 8] |= 1  # its flag, in the table of contents
+    path.write_bytes(content)
+    found = take_in(Source("ada", path, True), tmp_path / "staging", REFERENCES)
+    assert found.notes == ["left out: x (encrypted)"]
+    assert everything_below(tmp_path / "staging") == ["01_data.ipynb"]
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_compression_without_bounds_is_left_out(take_zip, method: int) -> None:
+    packed = entry("x", compress_type=method)
+    found = take_zip([(packed, b"0" * 1000), ("01_data.ipynb", notebook())])
+    assert found.notes == ["left out: x (an unusual compression)"]
+
+
+def test_of_two_entries_of_one_name_the_second_is_left_out(take_zip) -> None:
+    decomposed, composed = "cafe\u0301", "caf\u00e9"
+    found = take_zip(
+        [
+            ("a", b"1"),
+            ("./a", b"2"),
+            (decomposed, b"1"),
+            (composed, b"2"),
+            ("01_data.ipynb", notebook()),
+        ]
+    )
+    assert (found.folder / "a").read_bytes() == b"1"
+    assert (found.folder / composed).read_bytes() == b"1"
+    assert [note.split(" (")[1] for note in found.notes] == ["a second file of this name)"] * 2
+
+
+def test_a_file_cannot_also_be_a_folder(take_zip) -> None:
+    clashing = [("a", b"1"), ("a/b", b"2"), ("a/b/c", b"2"), ("d/e", b"1"), ("d", b"2")]
+    found = take_zip([*clashing, (".", b""), ("01_data.ipynb", notebook())])
+    assert found.other_files == ["a", "d/e"]
+    assert len(found.notes) == 4
+
+
+def test_folders_in_a_zip_are_no_files(take_zip) -> None:
+    folder = entry("notes", stat.S_IFDIR | 0o755)  # not marked by a slash
+    found = take_zip(
+        [("lib/", b""), (folder, b""), ("notes/a", b"1"), ("01_data.ipynb", notebook())]
+    )
+    assert found.other_files == ["notes/a"]
+    assert found.notes == []
+
+
+def test_a_zip_bomb_is_stopped_by_what_it_writes(
+    take_zip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unpack, "MAX_FILE_BYTES", 1_000)
+    monkeypatch.setattr(unpack, "CHUNK_BYTES", 100)
+    found = take_zip([("01_data.ipynb", notebook()), ("bomb", b"0" * 100_000)])
+    assert found.status == REJECTED
+    assert "bomb with more than" in found.reason
+    assert "hand in the notebooks" in found.reason
+    assert everything_below(tmp_path / "staging") == []
+
+
+def test_a_header_that_lies_about_the_size_does_not_help(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unpack, "MAX_FILE_BYTES", 50_000)
+    path = write_zip(tmp_path / "ada.zip", [("bomb", b"0" * 100_000)])
+    content = path.read_bytes()
+    path.write_bytes(content.replace(struct.pack("<I", 100_000), struct.pack("<I", 10)))
+    found = take_in(Source("ada", path, True), tmp_path / "staging", REFERENCES)
+    assert found.status == REJECTED
+    assert "damaged" in found.reason  # zipfile stops at ten bytes, and the checksum is wrong
+    assert everything_below(tmp_path / "staging") == []
+
+
+@pytest.mark.parametrize(
+    ("constant", "value", "sentence"),
+    [
+        ("MAX_FILES", 3, "got more than 3 files, expected at most 3"),
+        ("MAX_TOTAL_BYTES", 2 * 2**20, "got more than 2 MiB, expected at most 2 MiB in all"),
+        ("MAX_FILE_BYTES", 2**20, "f0 with more than 1 MiB, expected at most 1 MiB a file"),
+    ],
+)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_limits_hold_for_folders_and_zips(
+    take_zip,
+    take_folder,
+    monkeypatch: pytest.MonkeyPatch,
+    constant: str,
+    value: int,
+    sentence: str,
+    zipped: bool,
+) -> None:
+    monkeypatch.setattr(unpack, constant, value)
+    files = {f"f{number}": b"0" * 1_100_000 for number in range(4)}
+    found = take_zip(list(files.items())) if zipped else take_folder(files)
+    assert found.status == REJECTED
+    assert sentence in found.reason
+
+
+def test_what_fits_exactly_is_taken(take_folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {"01_data.ipynb": notebook(), "a": b"12345"}
+    monkeypatch.setattr(unpack, "MAX_FILES", 2)
+    monkeypatch.setattr(unpack, "MAX_TOTAL_BYTES", sum(map(len, files.values())))
+    assert take_folder(files).status == GRADED
+
+
+def test_a_table_of_contents_that_would_fill_the_memory_is_not_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unpack, "MAX_DIRECTORY_BYTES", 1_000)
+    path = write_zip(tmp_path / "ada.zip", [(f"f{number}", b"") for number in range(50)])
+    monkeypatch.setattr(zipfile, "ZipFile", None)  # must not be asked
+    found = take_in(Source("ada", path, True), tmp_path / "staging", REFERENCES)
+    assert found.status == REJECTED
+    assert "too many entries" in found.reason
+
+
+def shifted(content: bytes) -> bytes:
+    """A zip whose first entry would begin before the file does."""
+    end = content.rindex(b"PK\5\6") + 16
+    (offset,) = struct.unpack("<I", content[end : end + 4])
+    return content[:end] + struct.pack("<I", offset + 1) + content[end + 4 :]
+
+
+def flipped(content: bytes) -> bytes:
+    middle = content.index(b"f.txt") + 10
+    return content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: b"Rar!\x1a\x07\x00" + content[:50],
+        lambda content: content[: len(content) // 2],
+        lambda content: content[20:],
+        lambda content: content.replace(b"PK\1\2", b"PK\1\3"),
+        lambda content: content.replace(b"f.txt", b"g.txt", 1),  # header and table disagree
+        shifted,
+        flipped,
+    ],
+)
+def test_a_damaged_zip_is_rejected_with_a_sentence(tmp_path: Path, damage) -> None:
+    path = write_zip(tmp_path / "ada.zip", [("f.txt", b"some text\n" * 50)])
+    path.write_bytes(damage(path.read_bytes()))
+    found = take_in(Source("ada", path, True), tmp_path / "staging", REFERENCES)
+    assert found.status == REJECTED
+    assert "ada.zip is damaged or no zip" in found.reason
+    assert "pack the notebooks again" in found.reason
+    assert found.problems == {}
+    assert everything_below(tmp_path / "staging") == []
+
+
+def test_names_that_macos_writes_without_saying_their_encoding(take_zip, tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "ada.zip", [("cafX1.txt", b"1"), ("01_data.ipynb", notebook())])
+    path.write_bytes(path.read_bytes().replace(b"cafX1", "café".encode()))
+    found = take_in(Source("ada", path, True), tmp_path / "staging", REFERENCES)
+    assert found.other_files == ["café.txt"]
+
+
+def test_many_notes_are_cut_short(take_zip) -> None:
+    found = take_zip([(f"../{number}", b"") for number in range(50)])
+    assert len(found.notes) == intake.MAX_NOTES + 1
+    assert found.notes[-1] == "30 more files were left out"
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_nothing_in_it_is_rejected(take_zip, take_folder, tmp_path: Path, zipped: bool) -> None:
+    (tmp_path / "ada").mkdir()
+    found = take_zip([("a/", b"")]) if zipped else take_folder({})
+    assert found.status == REJECTED
+    assert "holds no file" in found.reason
+
+
+def test_no_notebook_at_all_is_rejected_and_says_what_was_expected(take_folder) -> None:
+    found = take_folder({"essay.txt": b"", "unknown.ipynb": notebook()})
+    assert found.status == REJECTED
+    assert "01_data.ipynb to 08_report.ipynb" in found.reason
+    assert found.sha256
+
+
+# ---- one and the same submission
+
+
+def test_folder_and_zip_and_a_folder_in_it_have_one_hash(tmp_path: Path) -> None:
+    files = {"notebooks/01_data.ipynb": notebook(), "a.py": b"1", "b/é.txt": b"2"}
+    plain = write_folder(tmp_path / "plain", files)
+    nested = write_folder(tmp_path / "nested/hand-in/lab", files).parents[1]
+    entries = sorted(files.items(), reverse=True)
+    zipped = write_zip(tmp_path / "z.zip", [*entries, ("__MACOSX/x", b"x"), ("lib/", b"")])
+    top = write_zip(tmp_path / "t.zip", [(f"Ada L/{name}", content) for name, content in entries])
+    found = [
+        take_in(Source("ada", path, path.suffix == ".zip"), tmp_path / f"s{number}", REFERENCES)
+        for number, path in enumerate([plain, nested, zipped, top])
+    ]
+    assert len({one.sha256 for one in found}) == 1
+    assert len(found[0].sha256) == 64
+    assert found[1].folder == tmp_path / "s1/hand-in/lab"
+    assert found[3].folder == tmp_path / "s3/Ada L"
+    assert all(one.other_files == ["a.py", "b/é.txt"] for one in found)
+    assert all(STAGE in one.notebooks for one in found)
+
+
+def test_another_byte_or_name_is_another_hash(tmp_path: Path) -> None:
+    variants: list[Files] = [
+        {"01_data.ipynb": notebook(), "a": b"1"},
+        {"01_data.ipynb": notebook(), "a": b"2"},
+        {"01_data.ipynb": notebook(), "b": b"1"},
+        {"01_data.ipynb": notebook()},
+    ]
+    found = set()
+    for number, files in enumerate(variants):
+        folder = write_folder(tmp_path / str(number), files)
+        found.add(take_in(Source("a", folder, False), tmp_path / f"s{number}", REFERENCES).sha256)
+    assert len(found) == 4
+
+
+# ---- which notebook is which
+
+
+def test_the_exact_name_wins_over_everything_else(take_folder) -> None:
+    files = {"01_data.ipynb": notebook(source="mine")}
+    files |= {"01_data (1).ipynb": notebook("ex-01-leak", "check-01-leak")}
+    files |= {"old/copy/01_data.ipynb": notebook(source="old")}
+    found = take_folder(files)
+    assert found.notebooks[STAGE].path == found.folder / "01_data.ipynb"
+    assert found.notebooks[STAGE].how == "exact"
+    assert found.other_files == ["01_data (1).ipynb", "old/copy/01_data.ipynb"]
+
+
+def test_the_folder_notebooks_counts_like_the_root(take_folder) -> None:
+    one, other = notebook(source="1"), notebook(source="2")
+    found = take_folder({"notebooks/01_data.ipynb": one, "lib/01_data.ipynb": other})
+    assert found.notebooks[STAGE].path == found.folder / "notebooks/01_data.ipynb"
+
+
+def test_of_others_the_shallowest_counts(take_folder) -> None:
+    one, other = notebook(source="1"), notebook(source="2")
+    found = take_folder({"a/b/01_data.ipynb": one, "z/01_data.ipynb": other, "x": b""})
+    assert found.notebooks[STAGE].path == found.folder / "z/01_data.ipynb"
+
+
+@pytest.mark.parametrize("places", [("", "notebooks/"), ("one/", "two/")])
+def test_equally_good_ones_are_ambiguous_unless_equal(tmp_path: Path, places) -> None:
+    for content, name in ((b"1", "same"), (b"2", "other")):
+        files = {f"{places[0]}01_data.ipynb": notebook(source="1"), "x": b""}
+        files[f"{places[1]}01_data.ipynb"] = notebook(source=content.decode())
+        folder = write_folder(tmp_path / name, files)
+        found = take_in(Source("ada", folder, False), tmp_path / f"s-{name}", REFERENCES)
+        if name == "same":
+            assert found.notebooks[STAGE].path == found.folder / f"{places[0]}01_data.ipynb"
+        else:
+            assert found.problems[STAGE].verdict == AMBIGUOUS
+            assert all(f"{place}01_data.ipynb" in found.problems[STAGE].reason for place in places)
+            assert found.status == GRADED  # the other stages may be fine
+
+
+@pytest.mark.parametrize(
+    ("name", "stage"),
+    [
+        ("01 data (1).ipynb", "01_data"),
+        ("01_data-Copy1.ipynb", "01_data"),
+        ("Lab01_data_final.ipynb", "01_data"),
+        ("01_Data.ipynb", "01_data"),
+        ("01_data.IPYNB", "01_data"),
+        ("1-data.ipynb", "01_data"),
+        ("Assignment7_02_train.ipynb", "02_train"),
+        ("2024 lab 03 ada.ipynb", "03_export"),
+        ("lab8.ipynb", "08_report"),
+        ("7 (2).ipynb", "07_tune"),
+        ("04 copy 2.ipynb", "04_quantize"),
+    ],
+)
+def test_a_renamed_notebook_is_recognised_by_its_number(take_folder, name: str, stage: str) -> None:
+    found = take_folder({name: notebook()})
+    assert found.notebooks == {
+        stage: NotebookFound(
+            found.folder / name, "renamed", f"found as {name}; hand it in as {stage}.ipynb"
+        )
+    }
+
+
+@pytest.mark.parametrize(
+    "name", ["data.ipynb", "lab 1 2.ipynb", "2024.ipynb", "09.ipynb", "0.ipynb"]
+)
+def test_a_name_that_says_nothing_is_not_guessed(take_folder, name: str) -> None:
+    found = take_folder({name: notebook()})
+    assert found.notebooks == {}
+    assert found.status == REJECTED
+
+
+def test_exercises_say_more_than_a_name(take_folder) -> None:
+    found = take_folder(
+        {
+            "final.ipynb": notebook("ex-01-leak", "check-01-leak"),  # two of three
+            "01.ipynb": notebook(),
+            "01_data-Copy1.ipynb": notebook("ex-02-recalls", "check-02-recalls"),
+            "03.ipynb": notebook("ex-01-statistics"),  # one of three is too few
+        }
+    )
+    names = {stage: one.path.name for stage, one in found.notebooks.items()}
+    assert names == {
+        "01_data": "final.ipynb",
+        "02_train": "01_data-Copy1.ipynb",
+        "03_export": "03.ipynb",
+    }
+    assert all(one.how == "renamed" for one in found.notebooks.values())
+
+
+def test_a_notebook_with_several_stages_is_none_of_them(take_folder) -> None:
+    both = notebook("ex-01-leak", "check-01-leak", "ex-02-recalls", "check-02-recalls")
+    assert take_folder({"01_all.ipynb": both}).notebooks == {}
+
+
+def test_several_renamed_ones_are_ambiguous_unless_equal(tmp_path: Path) -> None:
+    for second, verdict in ((notebook(source="1"), GRADED), (notebook(source="2"), AMBIGUOUS)):
+        files = {"01 a.ipynb": notebook(source="1"), "01 b.ipynb": second}
+        folder = write_folder(tmp_path / verdict, files)
+        found = take_in(Source("ada", folder, False), tmp_path / f"s{verdict}", REFERENCES)
+        if verdict == GRADED:
+            assert found.notebooks[STAGE].path.name == "01 a.ipynb"
+        else:
+            reason = found.problems[STAGE].reason
+            assert found.problems[STAGE].verdict == AMBIGUOUS
+            assert "got 2 notebooks" in reason
+            assert "01 a.ipynb, 01 b.ipynb" in reason
+
+
+def test_the_projects_own_notebooks_are_the_default_reference(tmp_path: Path) -> None:
+    content = notebook("ex-03-fold", "check-03-fold", "ex-03-batch", "check-03-batch")
+    folder = write_folder(tmp_path / "ada", {"mine.ipynb": content})
+    found = take_in(Source("ada", folder, False), tmp_path / "staging")
+    assert found.notebooks["03_export"].how == "renamed"
+
+
+BROKEN = {
+    "empty": b"",
+    "binary": b"\x00\xff\xfe",
+    "half": b'{"cells": [',
+    "list": b"[]",
+    "no notebook": b'{"a": 1}',
+    "deep": b'{"nbformat": 4, "cells": ' + b"[" * 100_000,
+    "deep but closed": b'{"nbformat":4,"metadata":{"a":'
+    + b"[" * 900
+    + b"]" * 900
+    + b'},"cells":[]}',
+    "huge number": b'{"nbformat": ' + b"1" * 5_000 + b"}",
+    "another version": b'{"nbformat": 9}',
+    "cells of another type": b'{"nbformat": 4, "cells": [1]}',
+    "old and damaged": b'{"nbformat": 3, "worksheets": 1}',
+}
+
+
+@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
+@pytest.mark.parametrize("name", ["01_data.ipynb", "01.ipynb"])
+def test_what_is_no_notebook_is_a_verdict_not_a_crash(take_folder, content: bytes, name) -> None:
+    found = take_folder({name: content})
+    assert found.problems[STAGE].verdict == INVALID
+    assert found.problems[STAGE].reason.startswith(name)
+    assert len(found.problems[STAGE].reason) < 700
+    assert "\n" not in found.problems[STAGE].reason
+    assert found.status == GRADED
+
+
+def test_a_notebook_that_is_too_large_is_invalid(
+    take_folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    big = notebook(source="#" * 5_000)
+    monkeypatch.setattr(find_notebooks.read_notebook, "__defaults__", (4_096,))
+    reason = take_folder({"01_data.ipynb": big}).problems[STAGE].reason
+    assert "01_data.ipynb is larger than" in reason
+    assert "clear its outputs" in reason
+
+
+def test_an_old_notebook_is_converted(take_folder) -> None:
+    v3 = nbformat.v3.new_notebook(
+        worksheets=[nbformat.v3.new_worksheet(cells=[nbformat.v3.new_code_cell(input="x = 1")])]
+    )
+    stream = io.StringIO()
+    nbformat.write(v3, stream)
+    found = take_folder({"01_data.ipynb": stream.getvalue().encode()})
+    assert found.notebooks[STAGE].how == "exact"

@@ -1,0 +1,461 @@
+"""A student's notebook is made ready to run without losing what the student did."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat import NotebookNode
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output, new_raw_cell
+
+from labkit.chain import STAGES
+from labkit.grading import notebook_file
+from labkit.grading.executed import cell_findings, verdict_of
+from labkit.grading.notebook_file import IntakeError, grade_id, grade_ids, read_notebook
+from labkit.grading.prepare import GOES_ON, Prepared, prepare
+from labkit.grading.printable import MAX_CLASS
+from labkit.grading.results import ERROR, OK, OOM, STOPPED
+from labkit.workspace import project_root
+
+PARAMETERS = 'profile = "standard"  # smoke, standard or full\nworkspace = "runs/lab"'
+
+
+def cell(source: str, *tags: str, name: str = "", check: bool = False) -> NotebookNode:
+    made = new_code_cell(source)
+    if tags:
+        made.metadata["tags"] = list(tags)
+    if name:
+        flags = {"grade": check, "locked": check, "solution": not check}
+        made.metadata["nbgrader"] = {"grade_id": name, **flags}
+    return made
+
+
+def reference() -> NotebookNode:
+    return new_notebook(
+        cells=[
+            new_markdown_cell("# Data"),
+            cell("import numpy as np"),
+            cell(PARAMETERS, "parameters"),
+            cell("def f():\n    ...", name="ex-01-leak"),
+            cell("expect('f', f() == 1, 'hint')", name="check-01-leak", check=True),
+        ]
+    )
+
+
+def prepared(notebook: NotebookNode) -> Prepared:
+    return prepare(notebook, reference(), "smoke", "/run")
+
+
+def tags(notebook: NotebookNode) -> list[list[str]]:
+    return [cell.metadata.get("tags", []) for cell in notebook.cells if cell.cell_type == "code"]
+
+
+# ---- preparing
+
+
+def test_a_notebook_in_order_is_not_remarked_on() -> None:
+    found = prepared(reference())
+    assert found.notes == []
+    assert found.required == 4
+    assert [c.source for c in found.notebook.cells] == [c.source for c in reference().cells]
+    assert tags(found.notebook) == [[GOES_ON], ["parameters", GOES_ON], [GOES_ON], [GOES_ON]]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_committed_notebooks_are_in_order(stage: str) -> None:
+    committed = read_notebook(project_root() / "notebooks" / f"{stage}.ipynb")
+    found = prepare(committed, committed, "smoke", "/run")
+    assert found.notes == []
+    assert grade_ids(found.notebook) == grade_ids(committed)
+    assert grade_ids(committed)
+    nbformat.validate(found.notebook)
+
+
+def test_outputs_attachments_and_foreign_metadata_are_dropped() -> None:
+    notebook = reference()
+    notebook.metadata["widgets"] = {"a": 1}
+    notebook.cells[0]["attachments"] = {"a.png": {"image/png": "x"}}
+    notebook.cells[1].update(execution_count=7, outputs=[new_output("stream", text="x")])
+    notebook.cells[1].metadata.update(
+        {"tags": ["skip-execution"], "collapsed": True, "papermill": {"status": "completed"}}
+    )
+    found = prepared(notebook).notebook
+    assert found.cells[1].outputs == []
+    assert found.cells[1].execution_count is None
+    assert found.cells[1].metadata == {"tags": [GOES_ON]}
+    assert "attachments" not in found.cells[0]
+    assert set(found.metadata) == {"kernelspec", "language_info"}
+    assert notebook.cells[1].outputs, "the notebook that was given must stay as it is"
+    assert GOES_ON not in notebook.cells[1].metadata.tags
+
+
+def test_magics_and_input_and_raw_cells_stay() -> None:
+    notebook = reference()
+    sources = ["%%bash\nls", "!ls", "x = input()", "%matplotlib inline"]
+    notebook.cells += [*map(cell, sources), new_raw_cell("raw")]
+    assert [c.source for c in prepared(notebook).notebook.cells[5:]] == [*sources, "raw"]
+
+
+def test_blank_cells_are_not_required() -> None:
+    notebook = reference()
+    notebook.cells += [cell(""), cell(" \n\t"), cell("# only a comment")]
+    assert prepared(notebook).required == 5
+
+
+def test_a_changed_check_is_put_back() -> None:
+    notebook = reference()
+    notebook.cells[4].source = "print('all checks passed')"
+    found = prepared(notebook)
+    assert found.notes == ["the check cell check-01-leak was put back"]
+    assert found.notebook.cells[4].source == reference().cells[4].source
+    assert found.notebook.cells[4].metadata.nbgrader.locked
+
+
+def test_a_check_that_became_text_runs_again() -> None:
+    notebook = reference()
+    check = notebook.cells[4]
+    notebook.cells[4] = new_markdown_cell(check.source, metadata=check.metadata)
+    found = prepared(notebook)
+    assert found.notes == ["the check cell check-01-leak was put back"]
+    assert found.notebook.cells[4].cell_type == "code"
+    assert found.required == 4
+
+
+def test_blanks_at_line_ends_are_no_change() -> None:
+    notebook = reference()
+    notebook.cells[4].source += "  \r\n\n"
+    found = prepared(notebook)
+    assert found.notes == []
+    assert found.notebook.cells[4].source == reference().cells[4].source
+
+
+def test_a_missing_check_is_only_noted() -> None:
+    notebook = reference()
+    del notebook.cells[4]
+    found = prepared(notebook)
+    assert found.notes == [
+        "the check cell check-01-leak is missing; its exercise is graded all the same"
+    ]
+    assert len(found.notebook.cells) == 4
+
+
+def test_solutions_are_the_students() -> None:
+    notebook = reference()
+    notebook.cells[3].source = "def f():\n    return 1"
+    found = prepared(notebook)
+    assert found.notes == []
+    assert found.notebook.cells[3].source == "def f():\n    return 1"
+    assert found.notebook.cells[3].metadata.nbgrader == {
+        "grade_id": "ex-01-leak",
+        "schema_version": 3,
+        "task": False,
+        "grade": False,
+        "locked": False,
+        "solution": True,
+    }
+
+
+@pytest.mark.parametrize("entry", [None, "text", 1, [], {}, {"grade_id": 5}, {"grade_id": None}])
+def test_odd_nbgrader_metadata_is_as_good_as_none(entry: object) -> None:
+    notebook = reference()
+    notebook.cells[1].metadata["nbgrader"] = entry
+    assert grade_id(notebook.cells[1]) == ""
+    assert "nbgrader" not in prepared(notebook).notebook.cells[1].metadata
+
+
+@pytest.mark.parametrize(
+    "source",
+    [PARAMETERS, 'workspace = "runs/lab"', "profile='full'", f"{PARAMETERS}\n%time x = 1"],
+)
+def test_a_lost_parameters_tag_is_given_back(source: str) -> None:
+    notebook = reference()
+    notebook.cells[2] = cell(source)
+    notebook.cells.insert(0, cell("profiled = 'x'\nif profile == 'smoke': pass"))
+    found = prepared(notebook)
+    assert found.notes == ["the cell that sets profile and workspace got its tag `parameters` back"]
+    assert found.notebook.cells[3].metadata.tags == ["parameters", GOES_ON]
+
+
+def test_of_cells_without_tag_the_one_that_sets_both_is_meant() -> None:
+    notebook = reference()
+    notebook.cells[2].metadata.clear()
+    notebook.cells.insert(1, cell('profile = "smoke"'))
+    notebook.cells.append(cell(PARAMETERS))
+    tagged = ["parameters" in found for found in tags(prepared(notebook).notebook)]
+    assert tagged == [False, False, True, False, False, False]
+
+
+@pytest.mark.parametrize(("imports", "place"), [(True, 2), (False, 1)])
+def test_missing_parameters_are_added_after_the_imports(imports: bool, place: int) -> None:
+    notebook = reference()
+    del notebook.cells[2]
+    if not imports:
+        notebook.cells[1].source = "x = 1"
+    found = prepared(notebook)
+    assert found.notes == ["a cell that sets profile and workspace was missing and was added"]
+    added = found.notebook.cells[place]
+    assert added.source == "profile = 'smoke'\nworkspace = '/run'"
+    assert added.metadata.tags == ["parameters", GOES_ON]
+    assert found.required == 4
+
+
+def test_a_notebook_without_code_gets_a_cell() -> None:
+    found = prepare(new_notebook(cells=[new_markdown_cell("x")]), new_notebook(), "smoke", "/run")
+    assert found.required == 1
+    assert found.notebook.cells[1].metadata.tags == ["parameters", GOES_ON]
+
+
+def test_of_several_parameters_cells_the_first_keeps_the_tag() -> None:
+    notebook = reference()
+    notebook.cells[0].metadata["tags"] = ["parameters"]  # papermill would take this one
+    notebook.cells.append(cell("profile = 'full'", "parameters"))
+    found = prepared(notebook)
+    assert found.notes == ["3 cells were tagged `parameters`; the first one kept the tag"]
+    assert ["parameters" in some for some in tags(found.notebook)] == [False, True] + [False] * 3
+    assert not found.notebook.cells[0].metadata.get("tags")
+
+
+def test_parameters_of_an_earlier_run_are_left_out() -> None:
+    """Papermill would replace such a cell, wherever it is, and not add its own."""
+    notebook = reference()
+    notebook.cells.append(cell('profile = "full"', "injected-parameters"))
+    found = prepared(notebook)
+    assert found.notes == ["a cell that papermill had added in an earlier run was left out"]
+    assert found.required == 4
+
+
+def test_another_kernel_is_replaced() -> None:
+    notebook = reference()
+    notebook.metadata["kernelspec"] = {"name": "ir\n", "display_name": "R"}
+    notebook.metadata["language_info"] = {"name": "R"}
+    found = prepared(notebook)
+    assert found.notes == ["it was run with the kernel python3, not with ir"]
+    assert found.notebook.metadata.kernelspec.name == "python3"
+    assert found.notebook.metadata.language_info == {"name": "python"}
+
+
+def test_ids_are_repaired_in_the_same_way_each_time() -> None:
+    notebook = reference()
+    notebook.cells[1]["id"] = notebook.cells[0]["id"] = "same"
+    notebook.cells[2]["id"] = "not valid!"
+    del notebook.cells[3]["id"]
+    notebook.cells[4]["id"] = "cell-3"
+    ids = [c.id for c in prepared(notebook).notebook.cells]
+    assert ids[0] == "same"
+    assert ids[1:4] == ["cell-1", "cell-2", "cell-3"]
+    assert len(set(ids)) == 5
+    assert ids[:4] == [c.id for c in prepared(notebook).notebook.cells][:4]
+
+
+# ---- reading
+
+
+def write(path: Path, content: object) -> Path:
+    raw = content if isinstance(content, bytes) else json.dumps(content).encode()
+    path.write_bytes(raw)
+    return path
+
+
+def test_links_pipes_and_folders_are_not_read(tmp_path: Path) -> None:
+    (tmp_path / "link.ipynb").symlink_to("/etc/passwd")
+    os.mkfifo(tmp_path / "pipe.ipynb")  # must not block
+    (tmp_path / "folder.ipynb").mkdir()
+    for name in ("link", "pipe", "folder", "nothing", "no/where"):
+        with pytest.raises(IntakeError, match="hand it in again") as caught:
+            read_notebook(tmp_path / f"{name}.ipynb")
+        assert "root:" not in str(caught.value)
+
+
+def test_the_size_limit_is_exact(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.ipynb", {"nbformat": 4, "cells": []})
+    size = path.stat().st_size
+    assert read_notebook(path, size).cells == []
+    with pytest.raises(IntakeError, match=r"x\.ipynb is larger than"):
+        read_notebook(path, size - 1)
+
+
+def test_a_bomb_of_small_parts_is_not_parsed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notebook_file, "MAX_PARTS", 100)
+    monkeypatch.setattr(notebook_file.json, "loads", None)
+    with pytest.raises(IntakeError, match="more than 100 parts"):
+        read_notebook(write(tmp_path / "x.ipynb", b"[" + b"{}," * 100 + b"1]"))
+
+
+def test_nan_and_halves_of_characters_are_readable_and_writable(tmp_path: Path) -> None:
+    raw = (
+        b'{"nbformat": 4, "metadata": {"a": NaN, "b": -Infinity}, "cells": '
+        b'[{"cell_type": "code", "source": ["x = \\"\\ud800 \\ud83d\\ude00\\""]}]}'
+    )
+    notebook = read_notebook(write(tmp_path / "x.ipynb", raw))
+    assert notebook.metadata.a is None
+    assert notebook.cells[0].source == 'x = "? 😀"'
+    nbformat.write(prepared(notebook).notebook, tmp_path / "again.ipynb")
+    assert read_notebook(tmp_path / "again.ipynb").nbformat_minor == 5
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_other_encodings_are_read(tmp_path: Path, encoding: str) -> None:
+    raw = json.dumps({"nbformat": 4, "cells": []}).encode(encoding)
+    assert read_notebook(write(tmp_path / "x.ipynb", raw)).cells == []
+
+
+def test_what_is_left_out_where_it_is_no_matter_is_filled_in(tmp_path: Path) -> None:
+    cells = [{"cell_type": "code", "source": ["a = 1\n", "b"], "id": "x", "vendor": 1}] * 2
+    notebook = read_notebook(write(tmp_path / "x.ipynb", {"nbformat": 4, "cells": cells}))
+    assert notebook.cells[1].source == "a = 1\nb"
+    assert notebook.cells[0].id == "x"
+    assert notebook.cells[1].id == "cell-1"
+
+
+@pytest.mark.parametrize("depth", [20, 100, 200, 300, 400, 600, 900, 100_000])
+def test_nesting_of_any_depth_is_read_or_refused(tmp_path: Path, depth: int) -> None:
+    nested = b"[" * depth + b"]" * depth
+    cells = b'[{"cell_type":"code","source":"1","metadata":{"nbgrader":%s,"a":%s}}]'
+    raw = b'{"nbformat":4,"cells":' + cells % (nested, nested) + b"}"
+    path = write(tmp_path / "x.ipynb", raw)
+    try:
+        notebook = read_notebook(path)
+    except IntakeError:
+        assert depth > 100
+        return
+    assert depth < 900
+    assert prepared(notebook).required == 2
+
+
+# ---- judging
+
+
+def ran(source: str, count: int | None, error: tuple[str, str] | None = None) -> NotebookNode:
+    made = new_code_cell(source, execution_count=count)
+    if error:
+        made.outputs = [new_output("error", ename=error[0], evalue=error[1], traceback=[])]
+    return made
+
+
+def executed(*cells: NotebookNode) -> NotebookNode:
+    injected = ran("profile = 'smoke'", 1)
+    injected.metadata["tags"] = ["injected-parameters"]
+    return new_notebook(cells=[new_markdown_cell("x"), injected, ran("  ", None), *cells])
+
+
+def test_every_cell_ran() -> None:
+    assert verdict_of(executed(ran("a", 2), ran("b", 3)), 2) == (OK, "")
+
+
+def test_the_first_error_is_told_and_how_many_more() -> None:
+    zero = ("ZeroDivisionError", "division by zero")
+    name = ("NameError", "name 'x' is not defined")
+    notebook = executed(ran("a", 2), ran("1 / 0\n# more", 3, zero), ran("x", 4, name))
+    assert verdict_of(notebook, 3) == (
+        ERROR,
+        "code cell 2 of 3 (`1 / 0`): ZeroDivisionError: division by zero; 1 more raised as well",
+    )
+    del notebook.cells[-1]
+    assert verdict_of(notebook, 2)[1].endswith(": ZeroDivisionError: division by zero")
+
+
+def test_exit_in_a_cell_is_an_error_that_is_named() -> None:
+    verdict, reason = verdict_of(executed(ran("sys.exit()", 2, ("SystemExit", "")), ran("b", 3)), 2)
+    assert verdict == ERROR
+    assert reason == "code cell 1 of 2 (`sys.exit()`): SystemExit"
+
+
+def test_cells_that_did_not_run_mean_that_the_kernel_ended() -> None:
+    lost = ("NameError", "x")
+    notebook = executed(ran("x", 2, lost), ran("os._exit(0)", 3), ran("c", None), ran("d", None))
+    verdict, reason = verdict_of(notebook, 4)
+    assert verdict == STOPPED
+    assert reason.startswith("code cell 3 of 4 (`c`) did not run, nor did 1 others: the kernel")
+    assert reason.endswith("; before that, code cell 1 of 4 (`x`): NameError: x")
+
+
+def test_counts_that_fall_mean_that_the_kernel_was_restarted() -> None:
+    verdict, reason = verdict_of(executed(ran("a", 5), ran("b", 1)), 2)
+    assert verdict == STOPPED
+    assert "code cell 2 of 2 (`b`) did not run" in reason
+
+
+def test_cells_that_vanished_are_no_success() -> None:
+    assert verdict_of(executed(ran("a", 2)), 2) == (
+        STOPPED,
+        "the executed notebook shows 1 of 2 code cells",
+    )
+    assert verdict_of(executed(), 0)[0] == STOPPED
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ("MemoryError", ""),
+        ("_ArrayMemoryError", "Unable to allocate 7.28 TiB for an array with shape (10,)"),
+        ("RuntimeError", "[enforce fail] err == 0. DefaultCPUAllocator: can't allocate memory: x"),
+        ("OSError", "[Errno 12] Cannot allocate memory"),
+    ],
+)
+def test_no_memory_left_is_told_apart(error: tuple[str, str]) -> None:
+    notebook = executed(ran("x", 2, ("NameError", "x")), ran("big", 3, error), ran("c", None))
+    verdict, reason = verdict_of(notebook, 3)
+    assert verdict == OOM
+    assert reason.startswith(f"code cell 2 of 3 (`big`): {error[0]}")
+    assert verdict_of(executed(ran("big", 2, ("RuntimeError", "allocate"))), 1)[0] == ERROR
+
+
+def test_what_a_stranger_says_is_one_short_line() -> None:
+    loud = ran("x" * 500 + "\x1b[31m", 2, ("E\n" * 500, "a\n\x00\u202eb" * 10_000))
+    (finding,) = cell_findings(executed(loud))
+    verdict, reason = verdict_of(executed(loud), 1)
+    assert verdict == ERROR
+    assert reason.isprintable()
+    assert len(reason) < 500
+    assert len(finding.ename) <= MAX_CLASS
+    assert finding.evalue.startswith("a ba ba b")
+
+
+def test_an_error_without_a_name_is_still_an_error() -> None:
+    assert verdict_of(executed(ran("a", 2, ("", ""))), 1)[0] == ERROR
+
+
+# ---- the real papermill
+
+
+def run_papermill(notebook: NotebookNode, folder: Path) -> NotebookNode:
+    nbformat.write(notebook, folder / "in.ipynb")
+    command = [sys.executable, "-m", "papermill", "in.ipynb", "out.ipynb", "--no-progress-bar"]
+    command += ["--kernel", "python3", "-r", "profile", "smoke", "-r", "workspace", "{x}"]
+    subprocess.run(command, cwd=folder, capture_output=True, timeout=120, check=False)
+    return read_notebook(folder / "out.ipynb")
+
+
+def test_papermill_goes_on_after_errors_and_exits(tmp_path: Path) -> None:
+    notebook = reference()
+    sources = ["1 / 0", "import sys; sys.exit(0)", "sys.exit(3)", "raise KeyboardInterrupt"]
+    notebook.cells += [*map(cell, sources), cell("print(profile, workspace)")]
+    ready = prepared(notebook)
+    done = run_papermill(ready.notebook, tmp_path)
+    findings = cell_findings(done)
+    assert ready.required == len(findings) == 9
+    assert all(finding.ran for finding in findings)
+    errors = [finding.ename for finding in findings[4:]]
+    assert errors == ["ZeroDivisionError", "SystemExit", "SystemExit", "KeyboardInterrupt", ""]
+    assert done.cells[-1].outputs[0].text == "smoke {x}\n"
+    verdict, reason = verdict_of(done, ready.required)
+    assert verdict == ERROR
+    assert reason.startswith("code cell 4 of 9 (`expect('f'")  # the check, in a notebook without it
+    assert "NameError" in reason
+    assert reason.endswith("4 more raised as well")
+
+
+@pytest.mark.parametrize("fault", ["exit()", "import os; os._exit(0)"])
+def test_a_kernel_that_ended_is_noticed(tmp_path: Path, fault: str) -> None:
+    # IPython leaves 0.1 s after exit(): until then cells still run.
+    sources = [fault, "import time; time.sleep(1)", "print('never')", "print('never')"]
+    notebook = new_notebook(cells=[cell(PARAMETERS, "parameters"), *map(cell, sources)])
+    ready = prepare(notebook, new_notebook(), "smoke", "/run")
+    verdict, reason = verdict_of(run_papermill(ready.notebook, tmp_path), ready.required)
+    assert verdict == STOPPED, reason
+    assert "did not run" in reason
