@@ -1,15 +1,15 @@
 """The private folder in which one notebook of one submission runs."""
 
+import itertools
 import os
 import shutil
-import stat
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from labkit.chain import PAPERMILL_ENVIRONMENT
 from labkit.grading.sandbox import BUBBLEWRAP, HOME, LAB, TMP, Isolation, Sandbox, sandbox_uid
@@ -52,7 +52,7 @@ class Box:
         """Return a path of `lab` as the program sees it."""
         if self.isolation.kind != BUBBLEWRAP:
             return str(path)
-        return f"{LAB}/{path.relative_to(self.lab)}".rstrip("/.")
+        return str(LAB / PurePosixPath(path.relative_to(self.lab)))
 
     def put_artifacts(self, artifacts: Mapping[str, Path]) -> None:
         """Copy artifacts of earlier stages in, and enter them into the run's manifest."""
@@ -73,6 +73,8 @@ class Box:
     def put_files(self, folder: Path, files: Iterable[str]) -> None:
         """Copy a submission's other files beside its notebooks."""
         for name in files:
+            if any(part.endswith(".ipynb") for part in PurePosixPath(name).parts[:-1]):
+                continue  # no folder takes the place of the notebook that is to run
             target = self.lab / "notebooks" / name
             target.parent.mkdir(parents=True, exist_ok=True)
             if not target.exists():
@@ -155,11 +157,27 @@ def open_box(parent: Path, isolation: Isolation) -> Iterator[Box]:
 
 
 def remove(root: Path) -> None:
-    """Remove a stranger's folder, also where it was made unreadable; links are not followed."""
-    for folder, folders, _ in os.walk(root, onerror=None):
-        for name in folders:
-            path = Path(folder) / name
-            mode = path.lstat().st_mode
-            if stat.S_ISDIR(mode) and mode & 0o700 != 0o700:
-                path.chmod(0o700)
-    shutil.rmtree(root, ignore_errors=True)
+    """Remove a stranger's folder, whatever its permissions and depth; links are not followed.
+
+    Inner folders are moved up before they are emptied: a tree can be deeper than a path may be
+    long, and than `shutil.rmtree` can follow.
+    """
+    if not root.is_dir():
+        return
+    heap = Path(tempfile.mkdtemp(prefix="removed-", dir=root.parent))
+    numbers = itertools.count()
+    waiting = [root]
+    while waiting:
+        folder = waiting.pop()
+        with suppress(OSError):  # what cannot be removed stays, and everything else goes
+            folder.chmod(0o700)
+            for entry in list(os.scandir(folder)):
+                path = Path(entry.path)
+                if entry.is_dir(follow_symlinks=False):
+                    path.chmod(0o700)  # else it may not be moved
+                    waiting.append(path.rename(heap / str(next(numbers))))
+                else:
+                    path.unlink()
+            folder.rmdir()
+    with suppress(OSError):
+        heap.rmdir()

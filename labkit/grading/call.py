@@ -1,5 +1,6 @@
 """Call a submission's exercises in a sandbox of their own, beside the notebooks."""
 
+import json
 import shutil
 import sys
 import threading
@@ -15,7 +16,7 @@ from labkit.grading.exercises import make_request, read_answers
 from labkit.grading.limits import Limits
 from labkit.grading.plan import Plan
 from labkit.grading.sandbox import BUBBLEWRAP, Confined
-from labkit.workspace import write_json
+from labkit.workspace import write_text
 
 LIMITS = Limits(wall_s=300, cpu_s=300)
 PROGRAM = "call_exercises.py"
@@ -89,9 +90,6 @@ class ExerciseRun:
 
 
 def keep_answers(folder: Path, answers: Mapping[str, Any]) -> None:
-    """Write the answers that could be read."""
+    """Write the answers that could be read, in no more room than they came in."""
     for name, answer in answers.items():
-        try:
-            write_json(folder / f"{name}.json", answer)
-        except ValueError:  # NaN, which is no JSON: wrong anyway, and not kept
-            continue
+        write_text(folder / f"{name}.json", json.dumps(answer, separators=(",", ":")))

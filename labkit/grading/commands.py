@@ -174,11 +174,12 @@ def describe(result: Result) -> str:
     """Return a result as a line: points, time, and every verdict that is not `ok`."""
     if result.status != GRADED:
         return f"[red]{result.status}[/]: {escape(result.reason)}"
-    verdicts = [f"{r.stage[:2]} {r.verdict}" for r in result.stages if r.verdict != OK]
-    seconds = result.timings.get("total", 0.0)
-    return f"{_points(result)} in {seconds:.0f} s" + (
-        f"; {', '.join(verdicts)}" if verdicts else ""
-    )
+    numbers: dict[str, list[str]] = {}
+    for record in result.stages:
+        if record.verdict != OK:
+            numbers.setdefault(record.verdict, []).append(record.stage[:2])
+    verdicts = "".join(f"; {verdict} {', '.join(n)}" for verdict, n in numbers.items())
+    return f"{_points(result)} in {result.timings.get('total', 0.0):.0f} s{verdicts}"
 
 
 def _points(result: Result) -> str:

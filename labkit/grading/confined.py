@@ -10,12 +10,15 @@ import resource
 import sys
 from pathlib import Path
 
+NICENESS = 10  # so that the grader's watch gets its turn beside hundreds of busy processes
+
 
 def main() -> None:
     """Set the limits, change the user, become the command."""
     settings = json.loads(sys.argv[1])
     # Chosen first where the kernel itself runs out of memory: this, and not the grader.
     Path("/proc/self/oom_score_adj").write_text("1000")
+    os.nice(NICENESS)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     file_bytes = settings["file_bytes"]
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 import psutil
 
 from labkit.errors import UsageError
+from labkit.profiles import available_cores
 
 MIB = 2**20
 
@@ -63,7 +64,7 @@ class Limits:
     @property
     def tasks(self) -> int:
         """Processes and threads that the kernel itself refuses to exceed, behind `processes`."""
-        return 16 * self.processes
+        return 8 * self.processes + 32 * available_cores()  # libraries start a thread a core
 
 
 def _is_number(value: object) -> bool:

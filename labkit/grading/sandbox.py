@@ -34,6 +34,7 @@ SHM_MIB = 512  # Triton's stand-ins take one MiB and more for each instance
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache",
           "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/alternatives", "/etc/fonts",
           "/etc/localtime", "/sys/devices/system/cpu")  # fmt: skip
+FILE_MARGIN_MIB = 2_048  # a fast disk writes as much between two looks
 START_TIMEOUT_S = 20.0
 
 
@@ -158,8 +159,8 @@ def bubblewrap_command(
     line += ["--remount-ro", "/", "--chdir", sandbox.folder, "--"]
     settings = {
         "uid": sandbox_uid() if root else None,
-        # Above the cap that the watch enforces, which then gives the verdict.
-        "file_bytes": 4 * (limits.disk_mib if limits else 1) * MIB,
+        # Far enough above the cap that the watch notices first, and gives the verdict.
+        "file_bytes": (limits.disk_mib if limits else 0) * MIB + FILE_MARGIN_MIB * MIB,
         "tasks": limits.tasks if limits else None,
     }
     return [*line, sys.executable, "-I", ENTRY, json.dumps(settings), *command]

@@ -31,7 +31,7 @@ class Usage:
     Attributes:
         processes: How many there are.
         cpu_s: CPU seconds, those of ended and reaped children included.
-        memory_mib: Private pages and shared memory; pages that a fork shares count once each.
+        memory_mib: Private pages and shared memory.
     """
 
     processes: int
@@ -86,14 +86,18 @@ class Watch:
 
     def breach(self) -> tuple[str, str] | None:
         """Return (verdict, reason) for the first limit that is exceeded; None when none is."""
-        usage = measure(self.pid)
+        limits = self.limits
+        usage = measure(self.pid, limits.processes)
         self.cpu_s = max(self.cpu_s, usage.cpu_s)  # children that init reaped are not lost
         self.peak_memory_mib = max(self.peak_memory_mib, usage.memory_mib)
-        limits = self.limits
         if usage.processes > limits.processes:
-            return PROCESSES, f"had {usage.processes} processes, at most {limits.processes} allowed"
-        if usage.memory_mib > limits.memory_mib and self._really_uses(limits.memory_mib):
-            return OOM, f"used {usage.memory_mib:,.0f} MiB of memory, {limits.memory_mib:,} allowed"
+            return PROCESSES, f"had more than {limits.processes} processes at once"
+        if usage.memory_mib > limits.memory_mib:
+            real = measure(self.pid, limits.processes, proportional=True)
+            if real.processes > limits.processes:  # a fork bomb: its memory comes second
+                return PROCESSES, f"had more than {limits.processes} processes at once"
+            if real.memory_mib > limits.memory_mib:
+                return OOM, f"used more than {limits.memory_mib:,} MiB of memory"
         if psutil.virtual_memory().available < RESERVE_MIB * MIB:
             return OOM, f"left less than {RESERVE_MIB} MiB of the machine's memory"
         if self.seconds > limits.wall_s:
@@ -103,11 +107,6 @@ class Watch:
         if self.log.stat().st_size > limits.output_mib * MIB:
             return OUTPUT, f"printed more than {limits.output_mib:g} MiB"
         return self._disk_breach()
-
-    def _really_uses(self, memory_mib: float) -> bool:
-        """Say whether memory is above the limit also when shared pages count once only."""
-        proportional = sum(map(_proportional_mib, descendants(self.pid)))
-        return proportional > memory_mib
 
     def _disk_breach(self) -> tuple[str, str] | None:
         if time.monotonic() < self._next_scan:
@@ -137,10 +136,19 @@ def descendants(pid: int) -> Iterator[int]:
             continue
 
 
-def measure(pid: int) -> Usage:
-    """Add up what a process and its descendants use."""
-    count, cpu_s, memory_kib = 0, 0.0, 0
+def measure(pid: int, most: int, proportional: bool = False) -> Usage:
+    """Add up what a process and its descendants use.
+
+    Args:
+        pid: The process.
+        most: Stop counting after so many and one more: a fork bomb grows faster than it is read.
+        proportional: Count pages that several processes share once in all, which takes the kernel
+            some time; else once for each of them.
+    """
+    count, cpu_s, memory_kib = 0, 0.0, 0.0
     for member in descendants(pid):
+        if count > most:
+            break
         try:
             # After the command in parentheses, fields 14 to 17 are the CPU times; proc(5).
             fields = (PROC / str(member) / "stat").read_text().rpartition(")")[2].split()
@@ -149,21 +157,20 @@ def measure(pid: int) -> Usage:
             continue
         count += 1
         cpu_s += sum(map(int, fields[11:15])) / TICKS_PER_S
-        memory_kib += _kib(status, "RssAnon:") + _kib(status, "RssShmem:")
+        if proportional:
+            memory_kib += _proportional_kib(member, status)
+        else:
+            memory_kib += _kib(status, "RssAnon:") + _kib(status, "RssShmem:")
     return Usage(count, cpu_s, memory_kib / 1024)
 
 
-def _proportional_mib(pid: int) -> float:
+def _proportional_kib(pid: int, status: str) -> int:
     """Return a process's private memory and its share of what it shares; all where unreadable."""
     try:
         text = (PROC / str(pid) / "smaps_rollup").read_text()
-        return (_kib(text, "Pss_Anon:") + _kib(text, "Pss_Shmem:")) / 1024
-    except OSError:  # it has ended, or hides from us: then it counts in full
-        try:
-            status = (PROC / str(pid) / "status").read_text()
-        except OSError:
-            return 0.0
-        return (_kib(status, "RssAnon:") + _kib(status, "RssShmem:")) / 1024
+    except OSError:  # it has ended, or hides from us
+        return _kib(status, "RssAnon:") + _kib(status, "RssShmem:")
+    return _kib(text, "Pss_Anon:") + _kib(text, "Pss_Shmem:")
 
 
 def _kib(text: str, name: str) -> int:
