@@ -140,9 +140,10 @@ def _ensure_reference(run: Path, profile: str) -> None:
 
 
 class _ClassDisplay:
-    """Progress of a class: a live table on a terminal, a line per submission elsewhere."""
+    """Progress of a class: a live table on a terminal, a line per event elsewhere."""
 
     def __init__(self) -> None:
+        self._steps: dict[str, str] = {}
         self._live = Live(console=console, transient=True, refresh_per_second=4)
 
     def __enter__(self) -> "_ClassDisplay":
@@ -160,7 +161,12 @@ class _ClassDisplay:
             kept = " (graded earlier)" if event.kind == "kept" else ""
             line = f"[{event.done}/{event.total}] {event.result.student:20} "
             console.print(escape(line) + describe(event.result) + kept)
-        elif event.running is not None and console.is_terminal:
+        elif event.running is not None and not console.is_terminal:
+            for student, (step, seconds) in event.running.items():
+                if self._steps.get(student) != step:
+                    self._steps[student] = step
+                    console.print(escape(f"      {student:20} {step} after {seconds:.0f} s"))
+        elif event.running is not None:
             table = Table(show_edge=False, header_style="bold")
             for column in ("student", "step", "time"):
                 table.add_column(column)

@@ -89,7 +89,9 @@ def judge_export(case: Case) -> Judgement:
         measurements[item], same = _judge_parity(case, name, logits, reference)
         if same < USABLE_ANSWERS:
             why_not.append(f"{name} answers {same:.0%} of the images as checkpoint.pt does")
-    measurements["03.evidence"] = _judge_export_claims(case, reference)
+    measurements["03.evidence"] = claims = _judge_export_claims(case, reference)
+    if claims.value is None:
+        why_not.append(claims.detail)
     return Judgement(measurements, not why_not, "; ".join(why_not))
 
 
@@ -99,7 +101,8 @@ def _judge_parity(
     """Compare one file with the checkpoint; also return the share of equal predictions."""
     checks = Checks()
     for batch in PARITY_BATCHES:
-        difference = float(np.abs(logits.batches[batch] - reference.held_out[:batch]).max())
+        expected = reference.held_out[:batch].astype(np.float64)  # which has no overflow here
+        difference = float(np.abs(logits.batches[batch] - expected).max())
         checks.add(
             difference <= PARITY_TOLERANCE,
             f"{name} at batch {batch}: logits up to {difference:.2g} away from checkpoint.pt's, "
@@ -116,7 +119,8 @@ def _judge_parity(
 def _batch_norms(case: Case, name: str) -> int | None:
     try:
         inside = case.probe.put(case.own(name), name)
-        return case.probe.ask(do="batch_norms", file=inside)
+        left = case.probe.ask(do="batch_norms", file=inside)
+        return left if type(left) is int else None
     except UnfitFile:
         return None
     finally:
@@ -160,7 +164,9 @@ def judge_quantization(case: Case) -> Judgement:
         change = f"loses {lost:.1f}" if lost >= 0 else f"gains {-lost:.1f}"
         found = f"{name} {change} points against FP32's {before:.1%}, n = {len(labels):,}"
         measurements[item] = Measurement(round(lost, 3), found)
-    measurements["04.evidence"] = _judge_quantization_claims(case)
+    measurements["04.evidence"] = claims = _judge_quantization_claims(case)
+    if claims.value is None:
+        why_not.append(claims.detail)
     return Judgement(measurements, not why_not, "; ".join(why_not))
 
 

@@ -62,7 +62,8 @@ def serve(case: Case, models: tuple[str, ...] = MODELS, config_name: str | None 
     if repository is None:
         raise UnfitFile("there is no model repository")
     files = sorted(path for path in repository.rglob("*") if path.is_file())
-    key = " ".join([str(config_name), *models, *map(sha256, files)])
+    parts = [f"{path.relative_to(repository)} {sha256(path)}" for path in files]
+    key = " ".join([str(config_name), *models, *parts])
     if key not in case.served:
         case.served[key] = _serve(case, repository, models, config_name)
     return case.served[key]

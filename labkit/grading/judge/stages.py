@@ -3,6 +3,7 @@
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,17 @@ import numpy as np
 from labkit.data import SPLIT_SIZES
 from labkit.grading.box import write_manifest
 from labkit.grading.files import UnfitFile
-from labkit.grading.judge.base import Case, Checks, Judgement, nothing
+from labkit.grading.judge.base import Case, Checks, Judgement, entry, nothing
 from labkit.grading.judge.models import judge_export, judge_quantization, judge_training
 from labkit.grading.judge.serving import judge_configuration, judge_queries, judge_tuning
+from labkit.grading.printable import short_line
 from labkit.report import validate_report
 from labkit.repository import VARIANTS
 from labkit.workspace import Workspace
 
 TRAINING_IMAGES = 50_000
 PAGE_BYTES = 10_000
+MAX_DETAIL = 800  # characters of a sentence for the student
 
 # Which items of the rubric each stage's judgement measures.
 MEASURES: dict[str, tuple[str, ...]] = {
@@ -45,9 +48,19 @@ def judge_stage(stage: str, case: Case) -> Judgement:
         A measurement for every item of the stage, also where nothing could be measured.
     """
     try:
-        return JUDGES[stage](case)
+        return _printable(JUDGES[stage](case))
     except UnfitFile as error:  # of what the stage was given, or a sandbox that was stopped
-        return Judgement(dict.fromkeys(MEASURES[stage], nothing(error)), False, str(error))
+        missing = dict.fromkeys(MEASURES[stage], nothing(error))
+        return _printable(Judgement(missing, False, str(error)))
+
+
+def _printable(judgement: Judgement) -> Judgement:
+    """Return a judgement whose sentences fit a page, whatever strangers' text is quoted in them."""
+    told = {
+        item: replace(measured, detail=short_line(measured.detail, MAX_DETAIL))
+        for item, measured in judgement.measurements.items()
+    }
+    return replace(judgement, measurements=told, why_not=short_line(judgement.why_not, MAX_DETAIL))
 
 
 def judge_data(case: Case) -> Judgement:
@@ -106,7 +119,8 @@ def judge_report(case: Case) -> Judgement:
     problem = _report_problem(case, report)
     checks.add(not problem, problem)
     rows = report.get("variants")
-    names = [row.get("name") for row in rows if isinstance(row, dict)] if rows else []
+    rows = rows if isinstance(rows, list) else []
+    names = [entry(row, "name") for row in rows]
     checks.add(names == list(VARIANTS), "report.json has not a row for every variant")
     checks.add(page.stat().st_size > PAGE_BYTES, "report.html is nearly empty")
     measurement = checks.measurement("every value of the report is the one in its evidence file")

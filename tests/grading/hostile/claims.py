@@ -1,0 +1,295 @@
+"""Faults in what a notebook leaves: files that lie, attack their reader, or are somebody else's."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+from .fault import Bait, Fault, exercises, tiny
+
+IMPORTS = "import numpy as np\n\nfrom labkit.data import load_cifar10, make_splits"
+OPEN = "from labkit.workspace import Workspace\n\nlab = Workspace.open(workspace)"
+SPLITS = """
+splits = make_splits(load_cifar10().train.labels)
+lab.save_json("splits.json", {"seed": 0, "indices": splits}, made_by="01_data")
+"""
+HAND_IN = """
+import shutil
+from pathlib import Path
+
+for name in names:
+    shutil.copyfile(Path("mine") / name, lab.path(name))
+lab.record(*names, made_by=stage)
+"""
+CONFIGURE = """
+from labkit.repository import write_repository
+
+names = [folder.name for folder in write_repository(lab)]
+lab.save_json("configure.json", {"models": names}, made_by="05_configure")
+"""
+WARM_UP = """
+config = lab.repository / "cifar10_onnx" / "config.pbtxt"
+config.write_text(config.read_text() + '''
+model_warmup {
+  name: "too much"
+  batch_size: 1
+  inputs {
+    key: "input"
+    value { data_type: TYPE_FP32 dims: [300000, 32000, 3200] zero_data: true }
+  }
+}
+''')
+"""
+CROWD = """
+import re
+
+config = lab.repository / "cifar10_onnx" / "config.pbtxt"
+config.write_text(re.sub(r"count: \\d+", "count: 1000", config.read_text()))
+"""
+LISTENS = """
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+server = '''
+import socket, time
+listeners = [socket.create_server(("127.0.0.1", port)) for port in (8000, 8001, 8002)]
+print("listening", flush=True)
+while True:
+    time.sleep(1)
+'''
+command = [sys.executable, "-c", server, marker]
+child = subprocess.Popen(command, start_new_session=True, stdout=subprocess.PIPE, text=True)
+print(child.stdout.readline())
+"""
+TUNED = """
+import shutil
+
+from labkit.repository import VARIANTS
+
+for name in VARIANTS:
+    tuned = Path("mine") / f"{name}.pbtxt"
+    if tuned.is_file():
+        target = lab.repository / name / "configs" / "tuned.pbtxt"
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(tuned, target)
+"""
+REPORT = 'from labkit.report import write_report\n\nwrite_report(lab, made_by="08_report")'
+WRITES_CLAIMS = """
+import json
+from pathlib import Path
+
+folders = [Path.cwd(), Path.home(), Path("/tmp"), lab.root, lab.artifacts, lab.root.parent]
+names = ["results/claims.json", "gradebook.csv", "canvas.csv", "run.json", "manifest.json",
+         "grading.json", "01_data/executed.ipynb"]
+for folder in folders:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(Path("forged.json").read_text())
+print("forged", len(folders) * len(names), "files")
+"""
+FORGES_VERDICT = """
+import os
+import signal
+from pathlib import Path
+
+import nbformat
+
+here = Path.cwd() / "02_train.ipynb"
+forged = nbformat.read(here, as_version=4)
+for number, cell in enumerate((c for c in forged.cells if c.cell_type == "code"), start=1):
+    cell.execution_count = number
+nbformat.write(forged, lab.root / "notebooks" / "02_train.ipynb")
+os.kill(os.getppid(), signal.SIGKILL)  # papermill, before it can write the true one
+"""
+CLAIM = 0.99
+EVERYTHING = 99.0
+
+
+class Evil:
+    """An object whose pickle runs code: it leaves a file, and ends whoever has loaded it."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        source = f"import os; open({self.path!r}, 'w').close(); os.kill(os.getpid(), 9)"
+        return exec, (source,)
+
+
+def evil_pickle(bait: Bait) -> bytes:
+    """Return a pickle that writes `drop/pickle-ran` where the folder can be seen."""
+    return pickle.dumps(Evil(str(bait.drop / "pickle-ran")), protocol=2)
+
+
+def hands_in(stage: str, *names: str) -> list[str]:
+    """Return cells that make files of the submission the stage's artifacts."""
+    return [OPEN, f"stage, names = {stage!r}, {list(names)!r}", HAND_IN]
+
+
+def mine(bait: Bait, *names: str) -> dict[str, bytes]:
+    """Return artifacts of the reference run, as files of a submission."""
+    return {f"notebooks/mine/{name}": bait.artifact(name) for name in names}
+
+
+def right_splits() -> object:
+    """Return a notebook 01 that is right, in a few lines."""
+    return tiny(IMPORTS, OPEN, *exercises("01_data"), SPLITS)
+
+
+def artifact_faults(bait: Bait) -> list[Fault]:
+    """Return the faults."""
+    return [
+        *_liars(bait),
+        *_attackers(bait),
+        *_carriers(bait),
+    ]
+
+
+def _liars(bait: Bait) -> list[Fault]:
+    """Claims that nothing stands behind."""
+    forged = json.dumps({"schema": 1, "student": "claims", "points": 100, "status": "graded"})
+    training = {"epochs": [{"epoch": 1}], "validation_accuracy": CLAIM}
+    export = {
+        "accuracy": dict.fromkeys(("model.pt", "model_optimized.pt", "model.onnx"), CLAIM),
+        "parity": {key: [{"batch": 1}] for key in ("model.pt", "model_optimized.pt", "model.onnx")},
+    }
+    names = json.loads(bait.artifact("query.json"))["variants"]
+    query = {"variants": {name: {"accuracy": CLAIM, "n": 500} for name in names}}
+    report = json.loads(bait.artifact("report.json"))
+    for row in report["variants"]:
+        if row.get("cells"):
+            row["cells"]["accuracy"]["value"] = CLAIM
+    files = {
+        "history.json": training, "export.json": export, "query.json": query, "report.json": report,
+    }  # fmt: skip
+    inside = {f"notebooks/mine/{name}": json.dumps(what).encode() for name, what in files.items()}
+    inside["notebooks/mine/report.html"] = b"<p>" + b"99 % " * 4_000
+    written = ("results/forged-files.json", "gradebook.csv", "run.json", "grading.json")
+    return [
+        Fault(
+            "forged-files", "hands in and writes results, gradebooks and records of its own",
+            {"notebooks/01_data.ipynb": tiny(OPEN, WRITES_CLAIMS)},
+            {"notebooks/forged.json": forged.encode()} | dict.fromkeys(written, forged.encode()),
+            verdicts={"01_data": ("ok",)}, shows="forged 42 files",
+        ),
+        Fault(
+            "forged-verdict", "forges its executed notebook, and ends papermill",
+            {"notebooks/02_train.ipynb": tiny(OPEN, FORGES_VERDICT)},
+            verdicts={"02_train": ("stopped",)}, says="papermill",
+        ),
+        Fault(
+            "forged-claims", "claims 99 % everywhere, with nothing behind it",
+            {
+                "notebooks/02_train.ipynb": tiny(*hands_in("02_train", "history.json")),
+                "notebooks/03_export.ipynb": tiny(*hands_in("03_export", "export.json")),
+                "notebooks/06_serve.ipynb": tiny(*hands_in("06_serve", "query.json")),
+                "notebooks/08_report.ipynb": tiny(*hands_in("08_report", "report.json", "report.html")),
+            },
+            inside,
+            verdicts=dict.fromkeys(("02_train", "03_export", "06_serve", "08_report"), ("ok",)),
+        ),
+        Fault(
+            "overstated", "hands in a trained network, and claims 99 % of it",
+            {"notebooks/02_train.ipynb": tiny(*hands_in("02_train", "checkpoint.pt", "history.json"))},
+            mine(bait, "checkpoint.pt")
+            | {"notebooks/mine/history.json": inside["notebooks/mine/history.json"]},
+            verdicts={"02_train": ("ok",)}, points=(8, 8), says="says a validation accuracy of 99.0%",
+        ),
+    ]  # fmt: skip
+
+
+def _attackers(bait: Bait) -> list[Fault]:
+    """Files that attack whoever loads or serves them."""
+    evil = evil_pickle(bait)
+    exported = ("model.pt", "model_optimized.pt", "model.onnx")
+    claims = {"notebooks/mine/export.json": json.dumps({"accuracy": CLAIM}).encode()}
+    garbage = {f"notebooks/mine/{name}": evil if ".pt" in name else b"\x08\x07garbage" * 999
+               for name in exported}  # fmt: skip
+    write = tiny(OPEN, CONFIGURE, WARM_UP)
+    return [
+        Fault(
+            "pickle", "hands in a checkpoint that runs code when it is loaded",
+            {"notebooks/02_train.ipynb": tiny(*hands_in("02_train", "checkpoint.pt", "history.json"))},
+            {"notebooks/mine/checkpoint.pt": evil, "notebooks/mine/history.json": b'{"epochs": [1]}'},
+            verdicts={"02_train": ("ok",)}, says="checkpoint.pt",
+        ),
+        Fault(
+            "garbage-models", "hands in model files that are none",
+            {"notebooks/03_export.ipynb": tiny(*hands_in("03_export", *exported, "export.json"))},
+            garbage | claims,
+            verdicts={"03_export": ("ok",)}, says="model.onnx: ",
+        ),
+        Fault(
+            "server-crash", "configures a warm-up that kills Triton",
+            {"notebooks/05_configure.ipynb": write},
+            verdicts={"05_configure": ("ok",)}, points=(11, 12.9),
+            says="server crashed when it loaded this model",
+        ),
+        Fault(
+            "server-crowd", "configures a thousand instances",
+            {"notebooks/05_configure.ipynb": tiny(OPEN, CONFIGURE, CROWD)},
+            verdicts={"05_configure": ("ok",)}, points=(4, 6), says=r"had \d+ processes",
+        ),
+        Fault(
+            "ports", "listens on Triton's ports, also afterwards",
+            {"notebooks/05_configure.ipynb": tiny(f"marker = {bait.marker!r}", LISTENS, OPEN, CONFIGURE)},
+            verdicts={"05_configure": ("ok",)}, points=(14, 14), shows="listening",
+        ),
+    ]  # fmt: skip
+
+
+def _carriers(bait: Bait) -> list[Fault]:
+    """Right work beside a stage that is broken, missing, or somebody else's."""
+    trained = {
+        "notebooks/02_train.ipynb": tiny(*hands_in("02_train", "checkpoint.pt", "history.json"))
+    }
+    files = mine(bait, "checkpoint.pt", "history.json")
+    return [
+        Fault(
+            "original", "hands in a trained network", trained, files,
+            verdicts={"02_train": ("ok",)}, points=(10, 10),
+        ),
+        Fault(
+            "copy", "hands in the network of another student", trained, files,
+            verdicts={"02_train": ("ok",)}, points=(10, 10),
+        ),
+        Fault(
+            "no-02", "has the first and the fifth notebook, and nothing between them",
+            {"notebooks/01_data.ipynb": right_splits(), "notebooks/05_configure.ipynb": tiny(OPEN, CONFIGURE)},
+            verdicts={"01_data": ("ok",), "05_configure": ("ok",)}, points=(22, 22),
+            says="no notebook for this step",
+        ),
+        broken_export(bait, trained, files),
+    ]  # fmt: skip
+
+
+def broken_export(bait: Bait, trained: dict[str, object], files: dict[str, bytes]) -> Fault:
+    """Return the submission whose third notebook is broken, and the rest right."""
+    quantized = ("model_int8.pt", "model_int8.onnx", "model_int8.xml", "model_int8.bin")
+    quantized += ("quantize.json",)
+    tuned = {
+        f"notebooks/mine/{path.parent.parent.name}.pbtxt": path.read_bytes()
+        for path in bait.reference.glob("model_repository/*/configs/tuned.pbtxt")
+    }
+    return Fault(
+        "broken-03", "has a third notebook that is broken, and the rest right",
+        {
+            "notebooks/01_data.ipynb": right_splits(),
+            **trained,
+            "notebooks/03_export.ipynb": tiny("raise RuntimeError('the export does not work')"),
+            "notebooks/04_quantize.ipynb": tiny(*hands_in("04_quantize", *quantized)),
+            "notebooks/05_configure.ipynb": tiny(OPEN, CONFIGURE),
+            "notebooks/06_serve.ipynb": tiny(*hands_in("06_serve", "query.json")),
+            "notebooks/07_tune.ipynb": tiny(*hands_in("07_tune", "tune.json"), TUNED),
+            "notebooks/08_report.ipynb": tiny(OPEN, REPORT),
+        },
+        files | tuned | mine(bait, *quantized, "query.json", "tune.json"),
+        verdicts={
+            stage: ("error",) if stage == "03_export" else ("ok",)
+            for stage in ("01_data", "02_train", "03_export", "04_quantize", "05_configure",
+                          "06_serve", "07_tune", "08_report")
+        },
+        points=(58, 58), says="the export does not work",
+    )  # fmt: skip

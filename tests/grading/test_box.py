@@ -1,0 +1,251 @@
+"""The private folder of a run: what is seen of it, whose it is, and that it always goes away."""
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from labkit.grading.box import DATA, Box, open_box, remove, write_manifest
+from labkit.grading.sandbox import BUBBLEWRAP, HOME, LAB, NONE, TMP, Isolation, sandbox_uid
+from labkit.workspace import Workspace, cache_dir
+
+CONFINED, OPEN = Isolation(BUBBLEWRAP, "/usr/bin/bwrap", "0.11.0"), Isolation(NONE)
+
+
+@pytest.fixture(params=[CONFINED, OPEN], ids=lambda isolation: isolation.kind)
+def box(request: pytest.FixtureRequest, tmp_path: Path) -> Box:
+    return Box(tmp_path, request.param)
+
+
+@pytest.fixture
+def confined(tmp_path: Path) -> Box:
+    return Box(tmp_path, CONFINED)
+
+
+# ---- what the program sees
+
+
+@pytest.mark.parametrize(
+    ("inside", "seen"),
+    [
+        ("", "/lab"), ("run", "/lab/run"), ("run/a/b.json", "/lab/run/a/b.json"),
+        ("notebooks/a.", "/lab/notebooks/a."), ("notebooks/..x", "/lab/notebooks/..x"),
+    ],
+)  # fmt: skip
+def test_a_path_is_seen_below_lab(confined: Box, inside: str, seen: str) -> None:
+    assert LAB == "/lab"
+    assert confined.seen(confined.lab / inside) == seen
+
+
+def test_only_what_lies_in_lab_is_seen(confined: Box) -> None:
+    with pytest.raises(ValueError, match="is not in the subpath"):
+        confined.seen(confined.log)
+
+
+def test_without_a_sandbox_paths_are_what_they_are(tmp_path: Path) -> None:
+    box = Box(tmp_path, OPEN)
+    assert box.seen(box.run) == str(box.run)
+
+
+def test_the_program_gets_an_environment_of_its_own(
+    box: Box, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("LABKIT_PROFILE", "full")
+    monkeypatch.setenv("LABKIT_CACHE", str(tmp_path / "cache"))
+    sandbox = box.sandbox("smoke")
+    assert "secret" not in str(sandbox.environment)
+    assert sandbox.environment["LABKIT_PROFILE"] == "smoke"
+    assert sandbox.environment["LABKIT_WORKSPACE"] == box.seen(box.run)
+    assert sandbox.environment["HOME"] != os.environ.get("HOME")
+
+
+def test_a_sandbox_may_change_its_own_folders_only(confined: Box, tmp_path: Path) -> None:
+    sandbox = confined.sandbox("smoke", {"/probes": tmp_path})
+    assert sandbox.read_write == {LAB: confined.lab, TMP: confined.tmp, HOME: confined.home}
+    assert all(path.is_relative_to(confined.writable) for path in sandbox.read_write.values())
+    assert sandbox.read_only[DATA] == cache_dir()
+    assert sandbox.read_only["/probes"] == tmp_path
+    assert sandbox.folder == f"{LAB}/notebooks"
+    assert not confined.log.is_relative_to(confined.writable)
+
+
+def test_the_program_has_a_user_name(confined: Box) -> None:
+    uid = sandbox_uid() if os.geteuid() == 0 else os.getuid()
+    sandbox = confined.sandbox("smoke")
+    name, _, number, *_ = sandbox.read_only["/etc/passwd"].read_text().split(":")
+    assert (name, int(number)) == ("student", uid)
+
+
+# ---- what is put in
+
+
+def test_artifacts_are_copied_and_recorded(box: Box, tmp_path: Path) -> None:
+    source = tmp_path / "elsewhere.json"
+    source.write_text("{}")
+    box.put_artifacts({"splits.json": source})
+    workspace = Workspace(box.run, box.run / "model_repository")
+    assert workspace.unrecorded("01_data") == []
+    assert workspace.load_json("splits.json") == {}
+    source.write_text("changed")
+    assert workspace.unrecorded("01_data") == []  # a copy
+
+
+def test_nothing_given_is_an_empty_manifest(box: Box) -> None:
+    box.put_artifacts({})
+    box.put_repository(None)
+    assert Workspace(box.run, box.run / "model_repository").manifest() == {}
+    assert list((box.run / "model_repository").iterdir()) == []
+
+
+def test_the_manifest_names_the_maker(tmp_path: Path) -> None:
+    (tmp_path / "artifacts").mkdir()
+    (tmp_path / "artifacts" / "model.pt").write_bytes(b"weights")
+    write_manifest(tmp_path, ["model.pt"])
+    entry = Workspace(tmp_path, tmp_path).manifest()["model.pt"]
+    assert (entry["made_by"], entry["bytes"]) == ("03_export", 7)
+
+
+def test_a_repository_is_copied(box: Box, tmp_path: Path) -> None:
+    config = tmp_path / "repository" / "cifar10_onnx" / "config.pbtxt"
+    config.parent.mkdir(parents=True)
+    config.write_text("name: 'cifar10_onnx'")
+    box.put_repository(tmp_path / "repository")
+    copy = box.run / "model_repository" / "cifar10_onnx" / "config.pbtxt"
+    assert copy.read_text() == config.read_text()
+
+
+def test_other_files_lie_beside_the_notebooks(box: Box, tmp_path: Path) -> None:
+    folder = tmp_path / "submission"
+    names = ["helper.py", "data/table.csv", "öl — 1.txt"]
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    box.put_files(folder, names)
+    assert [(box.lab / "notebooks" / name).read_text() for name in names] == names
+
+
+def test_no_folder_takes_the_place_of_a_notebook(box: Box, tmp_path: Path) -> None:
+    """The notebook is written there next; a folder of its name would stop the grader."""
+    folder = tmp_path / "submission"
+    name = "01_data.ipynb/notes.txt"
+    (folder / name).parent.mkdir(parents=True)
+    (folder / name).write_text("")
+    box.put_files(folder, [name])
+    assert not (box.lab / "notebooks" / "01_data.ipynb").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_the_folders_are_handed_over_and_links_are_not_followed(
+    confined: Box, tmp_path: Path
+) -> None:
+    mine = tmp_path / "mine.txt"
+    mine.touch()
+    (confined.lab / "link").symlink_to(mine)
+    (confined.run / "artifacts" / "splits.json").touch()
+    confined.hand_over()
+    handed = [confined.writable, *confined.writable.rglob("*")]
+    assert {path.lstat().st_uid for path in handed} == {sandbox_uid()}
+    assert mine.stat().st_uid == 0
+    assert confined.log.stat().st_uid == 0
+    assert confined.root.stat().st_uid == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_without_a_sandbox_nothing_is_handed_over(tmp_path: Path) -> None:
+    box = Box(tmp_path, OPEN)
+    box.hand_over()
+    assert box.lab.stat().st_uid == 0
+
+
+# ---- that it goes away
+
+
+@pytest.fixture
+def swept(tmp_path: Path) -> Iterator[Path]:
+    """A folder that goes away whatever a test leaves in it: pytest itself could not remove that."""
+    yield tmp_path
+    subprocess.run(["rm", "-rf", *tmp_path.iterdir()], check=True)
+
+
+def hidden_folder(root: Path) -> None:
+    (root / "a" / "b" / "c").mkdir(parents=True)
+    (root / "a" / "b" / "c" / "file").touch()
+    for folder in (root / "a" / "b" / "c", root / "a" / "b", root / "a"):
+        folder.chmod(0)
+
+
+def hidden_file(root: Path) -> None:
+    (root / "file").touch()
+    (root / "file").chmod(0)
+    root.chmod(0)
+
+
+def strange_names(root: Path) -> None:
+    for name in ("a b", "-rf", "öl", "\udcff\udcfe", "x" * 255, "\n", "*", "{}"):
+        (root / name).mkdir()
+        (root / name / name).touch()
+
+
+def pipes(root: Path) -> None:
+    os.mkfifo(root / "pipe")
+
+
+def too_deep_for_paths(root: Path) -> None:
+    """Deeper than Python's recursion goes, under a path longer than the system takes."""
+    here = os.open(root, os.O_RDONLY)
+    for _ in range(1_500):
+        os.mkdir("folder", dir_fd=here)
+        inner = os.open("folder", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = inner
+    os.close(here)
+
+
+@pytest.mark.parametrize(
+    "make", [hidden_folder, hidden_file, strange_names, pipes, too_deep_for_paths]
+)
+def test_whatever_is_inside_is_removed(swept: Path, make: Callable[[Path], None]) -> None:
+    root = swept / "box"
+    root.mkdir()
+    make(root)
+    remove(root)
+    assert list(swept.iterdir()) == []
+
+
+def test_links_are_removed_and_not_followed(tmp_path: Path) -> None:
+    mine, root = tmp_path / "mine", tmp_path / "box"
+    (mine / "inner").mkdir(parents=True)
+    (mine / "file").write_text("mine")
+    mine.chmod(0o500)
+    (root / "deep").mkdir(parents=True)
+    (root / "deep" / "to_folder").symlink_to(mine)
+    (root / "to_file").symlink_to(mine / "file")
+    (root / "to_itself").symlink_to("to_itself")
+    remove(root)
+    assert not root.exists()
+    assert (mine / "file").read_text() == "mine"
+    assert mine.stat().st_mode & 0o777 == 0o500
+    mine.chmod(0o700)
+
+
+def test_removing_what_is_not_there_is_no_error(tmp_path: Path) -> None:
+    remove(tmp_path / "nowhere")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_box_goes_away_also_after_an_error(swept: Path) -> None:
+    parent = swept / "work" / "ada"
+    with pytest.raises(RuntimeError, match="stopped"), open_box(parent, CONFINED) as box:
+        hidden_folder(box.lab)
+        too_deep_for_paths(box.tmp)
+        assert box.root.parent == parent
+        raise RuntimeError("stopped")
+    assert list(parent.iterdir()) == []
+
+
+def test_boxes_of_the_same_folder_are_apart(tmp_path: Path) -> None:
+    with open_box(tmp_path, CONFINED) as one, open_box(tmp_path, CONFINED) as other:
+        assert one.root != other.root

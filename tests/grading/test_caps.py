@@ -1,0 +1,202 @@
+"""Each cap of the sandbox, on a case so small that nothing happens where the cap does not hold.
+
+Every program here ends by itself at a few times its cap: a cap that fails shows as `ok`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from labkit.grading.box import open_box
+from labkit.grading.limits import Limits
+from labkit.grading.results import CPU, DISK, OK, OOM, OUTPUT, PROCESSES, TIMEOUT
+from labkit.grading.sandbox import Confined, Isolation
+from labkit.grading.watch import Outcome
+
+WIDE = Limits(wall_s=20, cpu_s=20, memory_mib=600, processes=30, disk_mib=100, files=500,
+              output_mib=4)  # fmt: skip
+SOON_S = 15.0  # for a breach to be noticed and everything to be stopped, on a busy machine
+
+GROWS = (
+    "import time\nhoard = []\nfor _ in range(60):\n    hoard.append(b'x' * 2**23)\ntime.sleep(8)"
+)
+FORKS = """
+import os, time
+for _ in range(60):
+    if os.fork() == 0:
+        time.sleep(8)
+        os._exit(0)
+time.sleep(8)
+"""
+CHILDREN_GROW = """
+import os, time
+for _ in range(6):
+    if os.fork() == 0:
+        hoard = b"x" * 60 * 2**20
+        time.sleep(8)
+        os._exit(0)
+time.sleep(8)
+"""
+BURNS = "import time\nend = time.monotonic() + 8\nwhile time.monotonic() < end:\n    pass"
+CHILDREN_BURN = """
+import os, time
+for _ in range(25):
+    if os.fork() == 0:
+        end = time.process_time() + 0.2
+        while time.process_time() < end:
+            pass
+        os._exit(0)
+    os.wait()
+"""
+WRITES = "import time\nopen('/tmp/one', 'wb').write(b'x' * 60 * 2**20)\ntime.sleep(4)"
+SCATTERS = """
+import time
+for number in range(300):
+    open(f"/tmp/{number}", "w").write("x")
+time.sleep(4)
+"""
+PRINTS = "import time\nfor _ in range(8):\n    print('x' * 2**20, flush=True)\ntime.sleep(4)"
+PRINTS_ASIDE = PRINTS.replace("flush=True", "flush=True, file=__import__('sys').stderr")
+SLEEPS = "import time\ntime.sleep(8)"
+DEAF = "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(8)"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What became of a confined program, and what it said."""
+
+    outcome: Outcome
+    said: str
+    left: list[psutil.Process]
+
+
+def run(isolation: Isolation, folder: Path, program: str, limits: Limits = WIDE) -> Run:
+    """Run a program in a box of its own."""
+    seen: dict[tuple[int, float], psutil.Process] = {}
+
+    def look() -> None:
+        for process in psutil.Process().children(recursive=True):
+            seen[process.pid, process.create_time()] = process
+
+    with open_box(folder, isolation) as box:
+        box.hand_over()
+        command = [sys.executable, "-I", "-c", program]
+        sandbox = box.sandbox("smoke")
+        with Confined(isolation, sandbox, command, limits, box.writable, box.log) as confined:
+            outcome = confined.wait(look)
+        said = box.log.read_text(errors="replace")
+    assert not list(folder.iterdir()), "the box is removed, with everything in it"
+    return Run(outcome, said, [process for process in seen.values() if runs(process)])
+
+
+def runs(process: psutil.Process) -> bool:
+    """Say whether a process runs; one that has ended and waits to be forgotten does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("verdict", "program", "caps"),
+    [
+        pytest.param(OOM, GROWS, {"memory_mib": 200}, id="memory"),
+        pytest.param(OOM, CHILDREN_GROW, {"memory_mib": 200}, id="memory of children"),
+        pytest.param(PROCESSES, FORKS, {"processes": 20}, id="processes"),
+        pytest.param(DISK, WRITES, {"disk_mib": 20}, id="disk"),
+        pytest.param(DISK, SCATTERS, {"files": 100}, id="files"),
+        pytest.param(OUTPUT, PRINTS, {"output_mib": 1}, id="output"),
+        pytest.param(OUTPUT, PRINTS_ASIDE, {"output_mib": 1}, id="error output"),
+        pytest.param(TIMEOUT, SLEEPS, {"wall_s": 1}, id="wall clock"),
+        pytest.param(TIMEOUT, DEAF, {"wall_s": 1}, id="wall clock, deaf to signals"),
+        pytest.param(CPU, BURNS, {"cpu_s": 1}, id="CPU time"),
+        pytest.param(CPU, CHILDREN_BURN, {"cpu_s": 2}, id="CPU time of ended children"),
+    ],
+)
+def test_a_cap_stops_what_exceeds_it_and_nothing_else_would(
+    isolation: Isolation, tmp_path: Path, verdict: str, program: str, caps: dict[str, int]
+) -> None:
+    begin = time.monotonic()
+    capped = run(isolation, tmp_path, program, WIDE.changed(caps))
+    assert capped.outcome.verdict == verdict, capped
+    assert capped.outcome.reason
+    assert not capped.left
+    assert time.monotonic() - begin < SOON_S
+
+
+@pytest.mark.parametrize("program", [GROWS, FORKS.replace("60", "20"), WRITES, CHILDREN_BURN])
+def test_under_wider_caps_the_same_programs_end_by_themselves(
+    isolation: Isolation, tmp_path: Path, program: str
+) -> None:
+    free = run(isolation, tmp_path, program.replace("sleep(8)", "sleep(1)"))
+    assert (free.outcome.verdict, free.outcome.status) == (OK, 0), free
+    assert not free.left
+
+
+def test_the_kernel_itself_refuses_a_file_that_is_far_too_large(
+    isolation: Isolation, tmp_path: Path
+) -> None:
+    program = "open('/tmp/one', 'wb').write(b'x' * 30 * 2**20)"
+    refused = run(isolation, tmp_path, program, WIDE.changed({"disk_mib": 5}))
+    assert "File too large" in refused.said
+
+
+def test_the_kernel_itself_refuses_a_task_too_many(isolation: Isolation, tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("without root the user's other processes would count, so there is no such cap")
+    limits = WIDE.changed({"processes": 3})
+    program = f"""
+import threading, time
+started = 0
+try:
+    while started < {4 * limits.tasks}:
+        threading.Thread(target=time.sleep, args=(3,), daemon=True).start()
+        started += 1
+except RuntimeError as error:
+    print(started, error)
+"""
+    refused = run(isolation, tmp_path, program, limits)
+    assert "can't start new thread" in refused.said, refused
+    assert int(refused.said.split()[0]) <= limits.tasks
+
+
+def test_shared_memory_is_small(isolation: Isolation, tmp_path: Path) -> None:
+    program = "print(__import__('os').statvfs('/dev/shm').f_blocks * 4096 // 2**20)"
+    assert int(run(isolation, tmp_path, program).said) <= 512
+
+
+def test_what_a_program_leaves_behind_ends_with_it(isolation: Isolation, tmp_path: Path) -> None:
+    program = """
+import os, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        time.sleep(60)
+    os._exit(0)
+time.sleep(1)
+"""
+    ended = run(isolation, tmp_path, program)
+    assert (ended.outcome.verdict, ended.left) == (OK, [])
+
+
+def test_a_program_is_no_user_of_this_machine_and_has_no_network(
+    isolation: Isolation, tmp_path: Path
+) -> None:
+    program = """
+import os, socket
+from pathlib import Path
+status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+print([name for _, name in socket.if_nameindex()])
+print(int(status["CapEff"], 16), int(status["CapBnd"], 16) == 0 or os.getuid() != 0)
+print(len([name for name in os.listdir("/proc") if name.isdigit()]) < 6)
+print(sorted(os.listdir("/home")), Path("/etc/shadow").exists(), Path("/etc/hosts").exists())
+"""
+    said = run(isolation, tmp_path, program).said.splitlines()
+    assert said == ["['lo']", "0 True", "True", "['student'] False False"]

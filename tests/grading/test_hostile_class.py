@@ -1,0 +1,324 @@
+"""A class of faults, graded for real through the command line: every one ends as it must."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import psutil
+import pytest
+from hostile.fault import Bait, Fault
+from hostile.faults import small_class, whole_class
+from hostile.grading import Grading, marked
+from hostile.make_class import write_class, write_rubric
+
+from labkit.chain import STAGES
+from labkit.grading.results import FAILED, MISSING, REJECTED, Result, read_result
+from labkit.grading.sandbox import FIRST_UID
+from labkit.workspace import cache_dir
+
+pytestmark = [pytest.mark.data, pytest.mark.triton, pytest.mark.timeout(1_200)]
+SECRET = "a-secret-that-no-notebook-may-see-7d1f"
+SMALL, WHOLE = small_class(Bait()), whole_class(Bait())  # for their names; made anew below
+QUICK = [fault.name for fault in SMALL if fault.quick]
+SMALL_LIMIT_S, WHOLE_LIMIT_S = 900.0, 900.0
+
+
+@dataclass(frozen=True)
+class Graded:
+    """A class that has been graded.
+
+    Attributes:
+        root: The folder with everything of it.
+        bait: What was laid out.
+        faults: By name.
+        results: By name.
+        said: What the grader printed.
+        left: Processes that it has left running.
+        connections: How many the listener has seen.
+    """
+
+    root: Path
+    bait: Bait
+    faults: dict[str, Fault]
+    results: dict[str, Result]
+    said: str
+    left: list[psutil.Process]
+    connections: int
+
+    @property
+    def grades(self) -> Path:
+        return self.bait.grades
+
+    def notebook(self, name: str) -> str:
+        """Everything that the executed notebooks of a submission hold."""
+        folder = self.grades / "evidence"
+        texts = sorted(folder.glob(f"{name}*/*/executed.ipynb"))
+        return "\n".join(path.read_text() for path in texts)
+
+
+def lay_out(root: Path, reference: Path, port: int = 9) -> Bait:
+    """Make what the class may find, in folders that anybody may enter."""
+    bait = Bait(
+        reference=reference,
+        home=root / "home",
+        classroom=root / "class",
+        grades=root / "grades",
+        drop=root / "drop",
+        secret=SECRET,
+        port=port,
+        marker=f"left-behind-{root.name}-{os.getpid()}",
+    )
+    for folder in (bait.home, bait.drop):
+        folder.mkdir(parents=True)
+        folder.chmod(0o777)
+    (bait.home / "notes.txt").write_text(SECRET)
+    for parent in (root, *root.parents):
+        if parent.owner() == root.owner() and parent.stat().st_mode & 0o005 != 0o005:
+            parent.chmod(parent.stat().st_mode | 0o055)  # so that only the sandbox keeps them out
+        if parent.name.startswith("pytest-of"):
+            break
+    return bait
+
+
+def environment(bait: Bait) -> dict[str, str]:
+    return {"HOME": str(bait.home), "LABKIT_CACHE": str(cache_dir()), "LABKIT_SECRET": SECRET}
+
+
+def grade(root: Path, bait: Bait, faults: list[Fault], limit_s: float, *options: str) -> Graded:
+    """Grade faults as a person would, with a listener on the host that must hear nothing."""
+    write_class(bait.classroom, faults)
+    with (
+        socket.create_server(("127.0.0.1", bait.port)) as listener,
+        socket.socket(socket.AF_UNIX) as abstract,
+    ):
+        abstract.bind(f"\0labkit-test-{bait.port}")
+        abstract.listen()
+        grading = Grading(
+            bait.classroom, bait.grades, "--reference", str(bait.reference), "--workers", "2",
+            *options, environment=environment(bait),
+        )  # fmt: skip
+        status = grading.wait(limit_s)
+        connections = heard(listener) + heard(abstract)
+    assert status == 0, grading.said[-3_000:]
+    assert grading.processes > len(faults)
+    results = {}
+    for path in (bait.grades / "results").glob("*.json"):
+        result = read_result(path)
+        results[result.student] = result
+    named = {fault.name: fault for fault in faults}
+    return Graded(root, bait, named, results, grading.said, grading.left(), connections)
+
+
+def heard(listener: socket.socket) -> int:
+    """Return how many have connected and wait to be accepted."""
+    count = 0
+    listener.setblocking(False)
+    try:
+        while True:
+            listener.accept()[0].close()
+            count += 1
+    except BlockingIOError:
+        return count
+
+
+@pytest.fixture(scope="module")
+def small(
+    tmp_path_factory: pytest.TempPathFactory, isolation: object, reference: Path
+) -> Iterator[Graded]:
+    root = tmp_path_factory.mktemp("hostile")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    bait = lay_out(root, reference, port)
+    write_rubric(root / "rubric.toml")
+    yield grade(root, bait, small_class(bait), SMALL_LIMIT_S, "--rubric", str(root / "rubric.toml"))
+    shutil.rmtree(root, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def whole(
+    tmp_path_factory: pytest.TempPathFactory, isolation: object, reference: Path
+) -> Iterator[Graded]:
+    root = tmp_path_factory.mktemp("whole")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    bait = lay_out(root, reference, port)
+    yield grade(root, bait, whole_class(bait), WHOLE_LIMIT_S)
+    shutil.rmtree(root, ignore_errors=True)
+
+
+def test_the_class_has_at_least_25_faults() -> None:
+    assert len({fault.name for fault in (*SMALL, *WHOLE)}) == len(SMALL) + len(WHOLE) >= 25
+    assert len(QUICK) >= 6
+
+
+def hold(graded: Graded, name: str) -> None:
+    """Hold a graded submission to what its fault must come to."""
+    fault, result = graded.faults[name], graded.results[name]
+    assert (result.status, result.reason if result.status == FAILED else "") == (fault.status, "")
+    verdicts = {record.stage: record.verdict for record in result.stages}
+    told = [(r.stage, r.verdict, r.reason, r.why_not, r.notes) for r in result.stages]
+    if result.status != REJECTED:
+        assert set(verdicts) == set(STAGES), "every notebook has a terminal record"
+    for stage, verdict in verdicts.items():
+        assert verdict in fault.verdicts.get(stage, (MISSING,)), told
+    lost = [(item.id, item.points, item.maximum, item.reason) for item in result.items]
+    low, high = fault.points
+    assert low <= result.points <= high, lost
+    everything = json.dumps(result.to_json(), ensure_ascii=False)
+    assert re.search(fault.says, everything), told
+    shown = graded.notebook(name).replace("\\n", "\n")
+    assert re.search(fault.shows, shown), shown[-3_000:]
+
+
+@pytest.mark.parametrize("name", [fault.name for fault in SMALL])
+def test_every_fault_ends_as_it_must(small: Graded, name: str) -> None:
+    hold(small, name)
+
+
+@pytest.mark.parametrize("name", [fault.name for fault in WHOLE])
+def test_whole_submissions(whole: Graded, name: str) -> None:
+    hold(whole, name)
+
+
+def test_released_and_solved_again_earns_every_point(whole: Graded) -> None:
+    result = whole.results["correct"]
+    short = [(item.id, item.value, item.reason) for item in result.items if item.hint]
+    assert short == []
+    assert result.points == result.maximum == 100
+    assert result.carried() == []
+
+
+def test_nothing_of_the_class_is_left(small: Graded) -> None:
+    assert small.left == []
+    assert marked(small.bait.marker) == []
+    strangers = [p.pid for p in psutil.process_iter() if p.uids().real >= FIRST_UID]
+    assert strangers == []
+    for name in (".work", ".progress", ".home", ".stop"):
+        assert not (small.grades / name).exists()
+
+
+def test_nobody_has_reached_the_machine_that_grades(small: Graded) -> None:
+    assert small.connections == 0
+    assert list(small.bait.drop.iterdir()) == [], "nothing was written outside the sandbox"
+    assert not Path("/tmp/labkit-escaped.txt").exists()
+    assert not (small.root / "escaped.txt").exists()
+
+
+def test_no_secret_is_anywhere_in_the_grades(small: Graded) -> None:
+    """Of the instructor's home and environment, and of another student."""
+    holding = [
+        str(path.relative_to(small.grades))
+        for path in small.grades.rglob("*")
+        if path.is_file() and SECRET.encode() in path.read_bytes()
+    ]
+    assert holding == []
+    (line,) = re.findall(r"FOUND (\{.*?\})\\n\"", small.notebook("reads"))[:1]
+    found = json.loads(json.loads(f'"{line}"'))
+    absent = {"shadow", "home", "notes", "classroom", "other", "grades", "results", "rubric",
+              "tests"}  # fmt: skip
+    assert {key: found[key] for key in absent} == dict.fromkeys(absent, "FileNotFoundError")
+    assert found["grader"] == []
+    assert found["passwd"].startswith("student:") and found["passwd"].count("\n") == 1
+    assert "notebooks" not in found["project"] and ".git" not in found["project"]
+
+
+def test_no_fault_has_harmed_another_submission(small: Graded) -> None:
+    for name in ("control-a", "control-z"):
+        assert small.results[name].points == 8, small.results[name].items
+
+
+def test_equal_files_are_reported_and_cost_nothing(small: Graded) -> None:
+    original, copy = small.results["original"], small.results["copy"]
+    assert "copy" in original.same_as["checkpoint.pt"]
+    assert "original" in copy.same_as["checkpoint.pt"]
+    assert original.points == copy.points
+
+
+def test_a_broken_export_costs_its_own_points_only(small: Graded) -> None:
+    result = small.results["broken-03"]
+    records = {record.stage: record for record in result.stages}
+    assert "03_export" in result.carried()
+    assert "model.onnx" in records["04_quantize"].used_reference
+    points = dict.fromkeys(STAGES, 0.0)
+    for item in result.items:
+        if not item.id.startswith("ex-"):
+            points[item.stage] += item.points
+    assert points["03_export"] == 0
+    assert points["04_quantize"] >= 13.5
+    assert points["05_configure"] == 14
+
+
+class Scripts(HTMLParser):
+    """Collects what a page could run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        handlers = [name for name, _ in attrs if name.startswith("on")]
+        if tag in ("script", "iframe", "object", "embed") or handlers:
+            self.found.append(f"{tag} {handlers}")
+
+
+def test_no_page_runs_what_a_student_wrote(small: Graded) -> None:
+    pages = [small.grades / "class.html", *small.grades.glob("feedback/*/*.html")]
+    assert len(pages) > len(small.faults)
+    for page in pages:
+        parser = Scripts()
+        parser.feed(page.read_text(encoding="utf-8"))
+        assert parser.found == [], page
+
+
+def test_the_same_class_gives_the_same_gradebook(
+    small: Graded, tmp_path: Path, reference: Path
+) -> None:
+    """Byte for byte; of the submissions that are graded in seconds."""
+    tables = []
+    for number in (1, 2):
+        root = tmp_path / str(number)
+        bait = replace(lay_out(root, reference, small.bait.port), grades=root / "grades")
+        faults = [fault for fault in small_class(bait) if fault.quick]
+        grade(root, bait, faults, 300, "--rubric", str(small.root / "rubric.toml"))
+        tables.append((bait.grades / "gradebook.csv").read_bytes())
+    assert tables[0] == tables[1]
+    assert tables[0].count(b"\r\n") == len(QUICK) + 1
+
+
+def test_a_killed_grading_goes_on_and_grades_nobody_twice(
+    small: Graded, tmp_path: Path, reference: Path
+) -> None:
+    bait = lay_out(tmp_path / "killed", reference, small.bait.port)
+    write_class(bait.classroom, [fault for fault in small_class(bait) if fault.quick])
+    options = ("--reference", str(reference), "--rubric", str(small.root / "rubric.toml"))
+    first = Grading(bait.classroom, bait.grades, *options, environment=environment(bait))
+    results = bait.grades / "results"
+    deadline = time.monotonic() + 120
+    while len(list(results.glob("*.json"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    first.kill()
+    done = {path.name: path.stat().st_mtime_ns for path in results.glob("*.json")}
+    graded = {path.name: json.loads(path.read_text())["timings"] for path in results.glob("*.json")}
+    assert 2 <= len(done) < len(QUICK), first.said
+    assert first.left() == [], "the workers and sandboxes end with the grader"
+
+    again = Grading(
+        bait.classroom, bait.grades, "--resume", *options, environment=environment(bait)
+    )
+    assert again.wait(300) == 0, again.said[-2_000:]
+    assert len(list(results.glob("*.json"))) == len(QUICK)
+    assert again.said.count("(graded earlier)") == len(done)
+    timings = {
+        path.name: json.loads(path.read_text())["timings"] for path in results.glob("*.json")
+    }
+    assert {name: timings[name] for name in graded} == graded, "what was graded stands"
+    assert again.left() == []
