@@ -1,0 +1,188 @@
+"""Many submissions: order, resuming, workers that fail. The workers here are stand-ins."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tiny import write_notebook
+
+from labkit.grading import classroom
+from labkit.grading.classroom import Event, grade_class, run_worker
+from labkit.grading.grade import scored
+from labkit.grading.intake import Source, find_submissions, take_in
+from labkit.grading.plan import Plan
+from labkit.grading.publish import mark_copies
+from labkit.grading.results import FAILED, GRADED, Result, StageRecord, read_result, write_result
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    for student in ("cleo", "ada", "bea"):
+        write_notebook(tmp_path / "class" / student, "01_data", f"print({student!r})")
+    return Plan.begin(Plan(tmp_path / "grades", "smoke", tmp_path / "run"), None, False)
+
+
+@pytest.fixture
+def sources(plan: Plan, tmp_path: Path) -> list[Source]:
+    return find_submissions(tmp_path / "class")[0]
+
+
+@pytest.fixture(autouse=True)
+def no_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(classroom, "make_home", lambda folder: None)
+
+
+def pretend(plan: Plan, calls: list[str], status: str = GRADED) -> Callable[..., str]:
+    """Return a worker that writes a result without running anything."""
+
+    def work(out: str, source: str, student: str) -> str:
+        calls.append(student)
+        name = Path(source).name
+        digest = take_in(
+            Source(name, Path(source), False), Path(out) / f"staged-{name}-{time.monotonic_ns()}"
+        ).sha256
+        result = Result(student, status, "smoke", submission_sha256=digest)
+        write_result(plan.result_path(student), scored(result, plan.rubric))
+        return student
+
+    return work
+
+
+def test_results_come_in_the_order_of_the_class(
+    plan: Plan, sources: list[Source], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    events: list[Event] = []
+    monkeypatch.setattr(classroom, "run_worker", pretend(plan, calls))
+    results = grade_class(plan, sources, workers=2, on_event=events.append)
+    assert [result.student for result in results] == ["ada", "bea", "cleo"]
+    assert sorted(calls) == ["ada", "bea", "cleo"]
+    finished = [event for event in events if event.kind == "graded"]
+    assert [event.done for event in finished] == [1, 2, 3]
+    assert {event.total for event in events} == {3}
+
+
+def test_an_empty_class_is_graded_at_once(plan: Plan) -> None:
+    assert grade_class(plan, []) == []
+
+
+def test_what_is_graded_is_kept_and_what_changed_is_graded_again(
+    plan: Plan, sources: list[Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(classroom, "run_worker", pretend(plan, calls))
+    grade_class(plan, sources)
+    write_notebook(tmp_path / "class" / "bea", "01_data", "print('handed in again')")
+    calls.clear()
+    kept: list[str] = []
+
+    def note(event: Event) -> None:
+        if event.kind == "kept" and event.result:
+            kept.append(event.result.student)
+
+    grade_class(plan, sources, on_event=note)
+    assert (calls, kept) == (["bea"], ["ada", "cleo"])
+
+
+def test_where_the_grader_failed_it_tries_again(
+    plan: Plan, sources: list[Source], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(classroom, "run_worker", pretend(plan, calls, FAILED))
+    grade_class(plan, sources)
+    grade_class(plan, sources)
+    assert sorted(calls) == sorted(2 * ["ada", "bea", "cleo"])
+
+
+def test_a_worker_that_raises_leaves_a_record_and_stops_nobody(
+    plan: Plan, sources: list[Source], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = pretend(plan, [])
+
+    def sometimes(out: str, source: str, student: str) -> str:
+        if student == "bea":
+            raise OSError("no space left")
+        return good(out, source, student)
+
+    monkeypatch.setattr(classroom, "run_worker", sometimes)
+    statuses = {r.student: (r.status, r.reason) for r in grade_class(plan, sources)}
+    assert statuses["ada"][0] == statuses["cleo"][0] == GRADED
+    assert statuses["bea"][0] == FAILED
+    assert "no space left" in statuses["bea"][1]
+
+
+def test_a_worker_process_that_dies_leaves_a_record(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = subprocess.Popen
+
+    def dies(command: list[str], **options: object) -> object:
+        return real([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(classroom.subprocess, "Popen", dies)
+    run_worker(str(plan.out), str(tmp_path / "class" / "ada"), "ada")
+    result = read_result(plan.result_path("ada"))
+    assert result.status == FAILED
+    assert "status -9" in result.reason
+    assert result.maximum == 100 and result.points == 0
+
+
+def test_giving_up_ends_the_workers(
+    plan: Plan, sources: list[Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C arrives as an exception in the loop that waits."""
+    real = subprocess.Popen
+    children: list[subprocess.Popen[bytes]] = []
+
+    def sleeps(command: list[str], **options: object) -> object:
+        child = real([sys.executable, "-c", "import time; time.sleep(60)"], **options)  # type: ignore[call-overload]
+        children.append(child)
+        return child
+
+    def interrupt(event: Event) -> None:
+        if event.kind == "running" and children:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(classroom.subprocess, "Popen", sleeps)
+    begin = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        grade_class(plan, sources, workers=2, on_event=interrupt)
+    assert time.monotonic() - begin < 20
+    assert children and all(child.poll() == -signal.SIGTERM for child in children)
+    assert not list((plan.out / "results").glob("*.json")), "nobody is failed for it"
+
+
+def test_a_worker_ends_with_whoever_started_it(plan: Plan, tmp_path: Path) -> None:
+    """Started by a process that has ended already, it does not begin."""
+    command = [sys.executable, "-m", "labkit.grading.worker", str(plan.out)]
+    command += [str(tmp_path / "class" / "ada"), str(os.getpid() + 100_000)]
+    assert subprocess.run(command, check=False, timeout=60).returncode == 1
+    assert not plan.result_path("ada").exists()
+
+
+def with_files(student: str, **artifacts: str) -> Result:
+    record = StageRecord("02_train", "ok", artifacts=artifacts)
+    return Result(student, GRADED, "smoke", stages=[record])
+
+
+def test_equal_files_are_named_on_both_sides() -> None:
+    marked = mark_copies(
+        [
+            with_files("ada", **{"checkpoint.pt": "aa", "splits.json": "s"}),
+            with_files("bea", **{"checkpoint.pt": "aa", "splits.json": "s"}),
+            with_files("cleo", **{"checkpoint.pt": "bb", "splits.json": "s"}),
+        ]
+    )
+    assert [result.same_as for result in marked] == [
+        {"checkpoint.pt": ["bea"]},
+        {"checkpoint.pt": ["ada"]},
+        {},
+    ]
+    assert [result.points for result in marked] == [0, 0, 0]
