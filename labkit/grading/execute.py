@@ -101,9 +101,13 @@ def _verdict(run: Path, job: Job, outcome: Outcome) -> tuple[str, str]:
     if problem:
         return STOPPED, f"{problem} (papermill ended with status {outcome.status})"
     try:
-        return verdict_of(read_notebook(job.keep / EXECUTED, JSON_MIB * MIB), job.required)
+        executed = read_notebook(job.keep / EXECUTED, JSON_MIB * MIB)
     except IntakeError as error:
         return STOPPED, f"the executed notebook cannot be read: {error}"
+    verdict, reason = verdict_of(executed, job.required)
+    if verdict == OK and outcome.status != 0:  # whoever wrote this notebook, it was not papermill
+        return STOPPED, f"papermill was ended before it was done (status {outcome.status})"
+    return verdict, reason
 
 
 def _keep_notebook(run: Path, job: Job) -> str:
