@@ -55,35 +55,44 @@ class Plan:
 
         Args:
             plan: The settings asked for.
-            rubric: A rubric file; the lab's own when None. It is copied beside the results.
+            rubric: A rubric file. When None, the one beside the results where a grading goes on,
+                else the lab's own. It is copied beside the results.
             resume: Go on with what is there.
 
         Raises:
             PlanError: there are results already, or those of another plan.
+            GradingRuns: another process grades into the folder.
         """
-        preset(plan.profile)
-        chosen = load_rubric(rubric, plan.profile)
-        there = plan.out / PLAN
-        if there.is_file() and (plan.out / "results").is_dir():
-            if not resume:
-                count = len(list((plan.out / "results").glob("*.json")))
+        load_rubric(rubric, plan.profile)  # what is wrong is said before a folder is made
+        if plan.out.exists() and not plan.out.is_dir():
+            raise PlanError(f"{plan.out} is no folder: name one for grades and feedback")
+        with locked(plan.out):
+            results = plan.result_files()
+            if results and not resume:
                 raise PlanError(
-                    f"{plan.out} holds {count} results: go on with --resume, or name another folder"
+                    f"{plan.out} holds {len(results)} results: go on with --resume, or name "
+                    "another folder"
                 )
-            earlier = cls.load(plan.out)
-            changed = [
-                f"{name}: {getattr(earlier, name)!r}, now {getattr(plan, name)!r}"
-                for name in ("profile", "seed", "isolation")
-                if getattr(earlier, name) != getattr(plan, name)
-            ]
-            if chosen.sha256 != earlier.rubric.sha256:
-                changed.append("rubric: another file; use labkit regrade after the grading")
-            if changed:
-                raise PlanError(f"{plan.out} was begun with other settings: {'; '.join(changed)}")
-        plan.out.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(rubric or RUBRIC, plan.out / RUBRIC_COPY)
-        plan.write()
+            if results:
+                plan._refuse_changes(rubric)
+            if rubric is not None or not results:
+                content = (rubric or RUBRIC).read_bytes()
+                (plan.out / RUBRIC_COPY).write_bytes(content)
+            plan.write()
         return plan
+
+    def _refuse_changes(self, rubric: Path | None) -> None:
+        """Raise a `PlanError` where the grading in the folder has other settings than these."""
+        earlier = Plan.load(self.out)
+        changed = [
+            f"{name}: {getattr(earlier, name)!r}, now {getattr(self, name)!r}"
+            for name in ("profile", "seed", "isolation")
+            if getattr(earlier, name) != getattr(self, name)
+        ]
+        if rubric is not None and load_rubric(rubric).sha256 != earlier.rubric.sha256:
+            changed.append("rubric: another file; use labkit regrade after the grading")
+        if changed:
+            raise PlanError(f"{self.out} was begun with other settings: {'; '.join(changed)}")
 
     @classmethod
     def load(cls, out: Path) -> "Plan":
@@ -136,10 +145,14 @@ class Plan:
         """Return where a submission's files are kept."""
         return self.out / "evidence" / safe_name(student)
 
+    def result_files(self) -> list[Path]:
+        """Return the files of all results; not what a process that was killed left half-written."""
+        found = sorted((self.out / "results").glob("*.json"))
+        return [path for path in found if not path.name.startswith(".")]
+
     def results(self) -> list[Result]:
         """Return all results, by name."""
-        paths = sorted((self.out / "results").glob("*.json"))
-        return sorted(map(read_result, paths), key=lambda result: result.student)
+        return sorted(map(read_result, self.result_files()), key=lambda result: result.student)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from labkit.grading import sandbox
 from labkit.grading.box import open_box
 from labkit.grading.limits import Limits
 from labkit.grading.results import CPU, DISK, OK, OOM, OUTPUT, PROCESSES, TIMEOUT
@@ -141,8 +142,9 @@ def test_under_wider_caps_the_same_programs_end_by_themselves(
 
 
 def test_the_kernel_itself_refuses_a_file_that_is_far_too_large(
-    isolation: Isolation, tmp_path: Path
+    isolation: Isolation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sandbox, "FILE_MARGIN_MIB", 15)
     program = "open('/tmp/one', 'wb').write(b'x' * 30 * 2**20)"
     refused = run(isolation, tmp_path, program, WIDE.changed({"disk_mib": 5}))
     assert "File too large" in refused.said

@@ -7,6 +7,8 @@ import os
 import re
 import shutil
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -22,6 +24,7 @@ from hostile.make_class import write_class, write_rubric
 
 from labkit.chain import STAGES
 from labkit.grading.results import FAILED, MISSING, REJECTED, Result, read_result
+from labkit.grading.rubric import RUBRIC
 from labkit.grading.sandbox import FIRST_UID
 from labkit.workspace import cache_dir
 
@@ -322,3 +325,34 @@ def test_a_killed_grading_goes_on_and_grades_nobody_twice(
     }
     assert {name: timings[name] for name in graded} == graded, "what was graded stands"
     assert again.left() == []
+
+
+def test_points_are_given_again_without_running_a_notebook(whole: Graded, tmp_path: Path) -> None:
+    """A new rubric from stored measurements; then the stored files, measured again."""
+    before = whole.results["correct"]
+    ran = {path: path.stat().st_mtime_ns for path in whole.grades.rglob("executed.ipynb")}
+    text = RUBRIC.read_text()
+    head, _, tail = text.partition('id = "02.accuracy"')
+    (tmp_path / "rubric.toml").write_text(
+        f'{head}id = "02.accuracy"{tail.replace("points = 8", "points = 18", 1)}'
+    )
+    said = regrade(whole, "--rubric", str(tmp_path / "rubric.toml"))
+    after = read_result(whole.grades / "results" / "correct.json")
+    assert (after.points, after.maximum) == (before.points + 10, before.maximum + 10)
+    assert "points only" in said and "measured again" not in said
+    assert "110" in (whole.grades / "gradebook.csv").read_text()
+
+    assert "measured again" in regrade(whole, "--measure")
+    again = read_result(whole.grades / "results" / "correct.json")
+    assert again.points == after.points
+    assert {k: m.value for k, m in again.measurements.items()} == {
+        k: m.value for k, m in before.measurements.items()
+    }
+    assert {path: path.stat().st_mtime_ns for path in ran} == ran, "no notebook ran"
+
+
+def regrade(graded: Graded, *options: str) -> str:
+    command = [sys.executable, "-m", "labkit", "regrade", str(graded.grades), *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
