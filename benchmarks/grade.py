@@ -40,6 +40,7 @@ class Series:
     """Seconds of one way to run a submission, one value per round."""
 
     name: str
+    workers: int  # 0: not graded
     seconds: list[float] = field(default_factory=list)  # for one submission
 
     def row(self, base: "Series") -> str:
@@ -91,8 +92,10 @@ def main() -> int:
     parser.add_argument("--profile", default="smoke")
     parser.add_argument("--submissions", type=int, default=2, help="in the class")
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="to measure with")
     args = parser.parse_args()
-    series = [Series("bare notebooks"), Series("graded, 1 worker"), Series("graded, 2 workers")]
+    series = [Series("bare notebooks", 0)]
+    series += [Series(f"graded, {count} worker(s)", count) for count in args.workers]
     with tempfile.TemporaryDirectory() as folder:
         warm_up = [sys.executable, "-m", "labkit", "run", "--profile", args.profile]
         reference = project_root() / "runs" / f"reference-{args.profile}"
@@ -102,10 +105,11 @@ def main() -> int:
             for index, entry in enumerate(series):
                 place = Path(folder) / f"{number}-{index}"
                 place.mkdir()
-                if index == 0:
+                if entry.workers == 0:
                     entry.seconds.append(bare(args.profile, place))
                 else:
-                    entry.seconds.append(graded(args.profile, place, args.submissions, index))
+                    seconds = graded(args.profile, place, args.submissions, entry.workers)
+                    entry.seconds.append(seconds)
                 shutil.rmtree(place)
                 print(f"{entry.name}: {entry.seconds[-1]:.0f} s", file=sys.stderr, flush=True)
     head = f"{'':24}{'s each':>10}{'min–max':>12}{'per hour':>12}{'ratio':>9}{'min–max':>14}"

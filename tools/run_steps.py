@@ -42,7 +42,7 @@ STEPS = (
     Step("unit", "unit tests", (*PYTEST, "-n", "2", "tests/unit")),
     Step("server", "tests with a real Triton", (*PYTEST, "tests/server")),
     Step("notebooks", "the notebooks and the chain", (*PYTEST, "tests/notebooks"), 1200),
-    Step("grading", "grading, with a hostile class", (*PYTEST, "tests/grading"), 1500),
+    Step("grading", "grading, with a hostile class", (*PYTEST, "tests/grading"), 2700),
     Step("deploy", "packaging and Docker files", (*PYTEST, "tests/deploy")),
     Step("browser", "JupyterLab in a browser", (*PYTEST, "tests/browser"), 600),
 )

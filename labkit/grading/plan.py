@@ -1,7 +1,6 @@
 """What a grading of a class is: its settings, written down beside its results."""
 
 import fcntl
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -15,7 +14,6 @@ from labkit.grading.reference import Reference
 from labkit.grading.results import Result, read_result
 from labkit.grading.rubric import RUBRIC, Rubric, load_rubric
 from labkit.grading.sandbox import BUBBLEWRAP, Isolation, find_isolation
-from labkit.profiles import preset
 from labkit.workspace import read_json, write_json
 
 PLAN, RUBRIC_COPY, LOCK = "grading.json", "rubric.toml", ".lock"

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from labkit.errors import UsageError
+from labkit.errors import LabError, UsageError
 from labkit.grading.plan import GradingRuns, Plan, PlanError, locked
 from labkit.grading.results import GRADED, Result, write_result
-from labkit.grading.rubric import RUBRIC
+from labkit.grading.rubric import RUBRIC, load_rubric
 
 
 def begun(tmp_path: Path) -> Plan:
@@ -50,6 +50,78 @@ def test_another_rubric_is_for_regrade(tmp_path: Path) -> None:
     other.write_text(RUBRIC.read_text().replace("points = 8", "points = 9"))
     with pytest.raises(PlanError, match="labkit regrade"):
         Plan.begin(plan, other, resume=True)
+
+
+def test_it_goes_on_with_the_rubric_it_was_begun_with(tmp_path: Path) -> None:
+    """Without --rubric, a resumed grading keeps its own, also after a regrade with another."""
+    own = tmp_path / "own.toml"
+    own.write_text(RUBRIC.read_text().replace("points = 8", "points = 9"))
+    plan = Plan.begin(Plan(tmp_path / "grades", "smoke", tmp_path), own, False)
+    write_result(plan.result_path("ada"), Result("ada", GRADED, "smoke"))
+    again = Plan.begin(Plan(plan.out, "smoke", tmp_path), None, resume=True)
+    assert again.rubric.sha256 == load_rubric(own).sha256
+    assert Plan.begin(plan, plan.out / "rubric.toml", resume=True).rubric == again.rubric
+
+
+def test_what_was_begun_without_any_result_may_begin_anew(tmp_path: Path) -> None:
+    plan = Plan.begin(Plan(tmp_path / "grades", "smoke", tmp_path), None, False)
+    (plan.out / "results").mkdir()
+    other = Plan.begin(replace(plan, profile="full", seed=9), None, False)
+    assert Plan.load(plan.out) == other
+
+
+def test_results_without_their_settings_are_left_alone(tmp_path: Path) -> None:
+    plan = begun(tmp_path)
+    (plan.out / "grading.json").unlink()
+    with pytest.raises(PlanError, match="holds 1 results"):
+        Plan.begin(plan, None, resume=False)
+    with pytest.raises(PlanError, match="is no grading"):
+        Plan.begin(plan, None, resume=True)
+
+
+def test_a_second_grader_cannot_change_the_settings_of_the_first(tmp_path: Path) -> None:
+    """The first one's workers read them again for every submission."""
+    plan = Plan.begin(Plan(tmp_path / "grades", "smoke", tmp_path), None, False)
+    with locked(plan.out), pytest.raises(GradingRuns):
+        Plan.begin(replace(plan, profile="full"), None, False)
+    assert Plan.load(plan.out).profile == "smoke"
+
+
+def test_a_file_is_no_folder_for_grades(tmp_path: Path) -> None:
+    (tmp_path / "grades").write_text("mine")
+    with pytest.raises(PlanError, match="is no folder"):
+        Plan.begin(Plan(tmp_path / "grades", "smoke", tmp_path), None, False)
+    assert (tmp_path / "grades").read_text() == "mine"
+
+
+def test_half_written_results_are_no_results(tmp_path: Path) -> None:
+    plan = begun(tmp_path)
+    (plan.out / "results" / ".ada-x7.json").write_text("")  # of a process that was killed
+    assert [result.student for result in plan.results()] == ["ada"]
+
+
+def test_results_come_by_name_whatever_their_files_are_called(tmp_path: Path) -> None:
+    plan = begun(tmp_path)
+    names = ["ünal", "con", "o'brien", "x" * 250, "李雷", "a.b", "{}", "results"]
+    for name in names:
+        write_result(plan.result_path(name), Result(name, GRADED, "smoke"))
+    found = [result.student for result in plan.results()]
+    assert found == sorted([*names, "ada"])
+    assert len({plan.evidence(name) for name in found}) == len(found)
+    for name in found:
+        assert plan.result_path(name).parent == plan.out / "results"
+        assert plan.evidence(name).parent == plan.out / "evidence"
+        assert plan.result_path(name).name.isascii()
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "null", "7", '"x"', "{}", '{"reference": 3}', '{"reference": "x", "a": 1}'],
+)
+def test_damaged_settings_are_one_sentence(tmp_path: Path, content: str) -> None:
+    (tmp_path / "grading.json").write_text(content)
+    with pytest.raises(LabError):
+        Plan.load(tmp_path)
 
 
 def test_a_folder_that_is_no_grading_is_said_so(tmp_path: Path) -> None:
