@@ -39,8 +39,9 @@ class Assessment:
 
     def __init__(self, plan: Plan, images: ImageFiles, probe: Probe, work: Path) -> None:
         self._inheritance = Inheritance(plan.reference_run, work)
-        self._images = images
+        self._images, self._probe, self._profile = images, probe, plan.profile
         self._case = Case(probe, images, plan.profile)
+        self._splits: Path | None = None
 
     def given(self, stage: str) -> Given:
         """Return what a stage is given."""
@@ -60,6 +61,9 @@ class Assessment:
             self._inheritance.replace(stage)
         else:
             self._inheritance.accept(made)
-        if stage == "01_data":  # from here on it is known which images are for validation
-            splits = load_json(self._inheritance.artifacts["splits.json"])
-            self._images.use_splits(split_indices(splits)["validation"])
+        splits = self._inheritance.artifacts["splits.json"]
+        if splits != self._splits:  # with a stage that fails, those before it are replaced as well
+            self._splits = splits
+            self._images.use_splits(split_indices(load_json(splits))["validation"])
+            # What files have answered to other validation images is of no use.
+            self._case = Case(self._probe, self._images, self._profile)

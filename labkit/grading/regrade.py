@@ -9,6 +9,7 @@ from pathlib import Path
 from labkit.chain import STAGES
 from labkit.grading.artifacts import kept
 from labkit.grading.assessment import Assessment
+from labkit.grading.box import remove
 from labkit.grading.exercises import judge_exercises, read_answers
 from labkit.grading.grade import EXERCISE_ANSWERS, WORK, judge_sha256, scored
 from labkit.grading.heldout import GradingImages, ImageFiles
@@ -49,6 +50,7 @@ def regrade(
         results = []
         for result in plan.results():
             again = result.status == GRADED and (measure or result.judge_sha256 != judge_sha256())
+            again = again and plan.evidence(result.student).is_dir()  # it may have been cleared away
             if again:
                 images = images or GradingImages.choose(plan.profile, plan.seed)
                 result = _measured_again(plan, result, images)
@@ -56,7 +58,7 @@ def regrade(
             write_result(plan.result_path(result.student), result)
             on_result(result, again)
             results.append(result)
-        shutil.rmtree(plan.out / WORK, ignore_errors=True)
+        remove(plan.out / WORK)
     return plan, results
 
 
@@ -64,7 +66,7 @@ def _measured_again(plan: Plan, result: Result, images: GradingImages) -> Result
     """Measure what a submission has left.
 
     Later stages are measured with what they were given when they ran, so the decisions of the
-    grading stand.
+    grading stand. Where files have been cleared away since, so do its measurements.
     """
     begin = time.monotonic()
     work = plan.out / WORK / safe_name(result.student)
@@ -79,14 +81,15 @@ def _measured_again(plan: Plan, result: Result, images: GradingImages) -> Result
             if record is not None and (keep / stage).is_dir():
                 given = assessment.given(stage)
                 measurements |= assessment.judge(stage, given, made).measurements
-            accepted = record is not None and record.accepted
+            accepted = record is not None and record.accepted and not made.missing
             assessment.settle(stage, made if accepted else None)
-    measurements |= judge_exercises(plan.seed, read_answers(keep / EXERCISE_ANSWERS))
-    shutil.rmtree(work, ignore_errors=True)
+    if (keep / EXERCISE_ANSWERS).is_dir():
+        measurements |= judge_exercises(plan.seed, read_answers(keep / EXERCISE_ANSWERS))
+    remove(work)
     seconds = round(time.monotonic() - begin, 2)
     return replace(
         result,
-        measurements=measurements,
+        measurements=result.measurements | measurements,
         judge_sha256=judge_sha256(),
         timings={**result.timings, "measure": seconds},
     )
