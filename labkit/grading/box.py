@@ -15,6 +15,7 @@ from labkit.chain import PAPERMILL_ENVIRONMENT
 from labkit.grading.sandbox import BUBBLEWRAP, HOME, LAB, TMP, Isolation, Sandbox, sandbox_uid
 from labkit.workspace import MADE_BY, cache_dir, sha256, write_json
 
+OWN_FOLDERS = ("notebooks", "model_repository", "run")  # of the lab
 DATA = "/data"  # the cache with CIFAR-10, as seen from inside
 PROBES = "/probes"
 PASSWD = "student:x:{uid}:{uid}:student:/home/student:/bin/sh\n"
@@ -70,12 +71,23 @@ class Box:
         if template.is_dir():
             shutil.copytree(template, self.home, dirs_exist_ok=True)
 
-    def put_files(self, folder: Path, files: Iterable[str]) -> None:
-        """Copy a submission's other files beside its notebooks."""
+    def put_files(self, folder: Path, files: Iterable[str], beside: Path) -> None:
+        """Copy a submission's other files in, where its notebook will look for them.
+
+        Args:
+            folder: The submission.
+            files: Names below it.
+            beside: The folder of the notebook, the same or below it: what lies in there comes
+                beside the notebook, what lies elsewhere beside the notebook's folder.
+        """
         for name in files:
             if any(part.endswith(".ipynb") for part in PurePosixPath(name).parts[:-1]):
                 continue  # no folder takes the place of the notebook that is to run
-            target = self.lab / "notebooks" / name
+            near = (folder / name).is_relative_to(beside)
+            if not near and PurePosixPath(name).parts[0] in OWN_FOLDERS:
+                continue
+            root = self.lab / "notebooks" if near else self.lab
+            target = root / (folder / name).relative_to(beside if near else folder)
             target.parent.mkdir(parents=True, exist_ok=True)
             if not target.exists():
                 shutil.copyfile(folder / name, target)

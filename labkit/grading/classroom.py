@@ -87,7 +87,13 @@ def grade_class(
         open_sources = [source for source in sources if source.student not in done]
         pool = _dask(scheduler, workers, plan.out) if scheduler else _processes(workers)
         with pool as submit:
-            futures = {submit(str(plan.out), str(s.path), s.student): s for s in open_sources}
+            # Absolute: workers on other machines are in another folder.
+            futures = {
+                submit(
+                    str(plan.out.absolute()), str(source.path.absolute()), source.student
+                ): source
+                for source in open_sources
+            }
             for source in _as_completed(futures, plan, len(done), len(sources), on_event):
                 result = read_result(plan.result_path(source.student))
                 done[source.student] = result
@@ -107,12 +113,12 @@ def earlier_result(plan: Plan, source: Source) -> Result | None:
     """Return the result of the very same submission from an earlier run; None to grade it."""
     try:
         result = read_result(plan.result_path(source.student))
-    except (OSError, CorruptFile, ResultError):
+        if result.status == FAILED or (result.profile, result.seed) != (plan.profile, plan.seed):
+            return None
+        with tempfile.TemporaryDirectory() as folder:
+            now = take_in(source, Path(folder) / "submission", reference_notebooks()).sha256
+    except (OSError, CorruptFile, ResultError):  # of the submission, grading it will tell
         return None
-    if result.status == FAILED:
-        return None
-    with tempfile.TemporaryDirectory() as folder:
-        now = take_in(source, Path(folder) / "submission", reference_notebooks()).sha256
     return result if now == result.submission_sha256 else None
 
 

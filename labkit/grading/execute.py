@@ -33,7 +33,8 @@ class Job:
         artifacts: Artifact → file, given to it.
         repository: Model repository given to it; None for none.
         folder: The submission's folder, as taken in.
-        files: Files of it that lie beside the notebook.
+        files: Further files of it.
+        beside: The notebook's own folder in it.
         profile: `smoke`, `standard` or `full`.
         limits: What it may use.
         keep: Where its files, executed notebook and log are kept.
@@ -48,6 +49,7 @@ class Job:
     repository: Path | None
     folder: Path
     files: Iterable[str]
+    beside: Path
     profile: str
     limits: Limits
     keep: Path
@@ -73,7 +75,7 @@ def run_notebook(
         box.put_artifacts(job.artifacts)
         box.put_repository(job.repository)
         box.put_home(job.home)
-        box.put_files(job.folder, job.files)
+        box.put_files(job.folder, job.files, job.beside)
         source = box.lab / "notebooks" / f"{job.stage}.ipynb"
         source.unlink(missing_ok=True)
         nbformat.write(job.notebook, source)
@@ -111,9 +113,13 @@ def _verdict(run: Path, job: Job, outcome: Outcome) -> tuple[str, str]:
 
 
 def _keep_notebook(run: Path, job: Job) -> str:
-    """Keep the executed notebook; say why there is none, or nothing."""
+    """Keep the executed notebook; say why there is none, or nothing.
+
+    The run's folder may have become a link, to the solved notebooks for instance, so it is a part
+    of the name, see `open_plain`.
+    """
     try:
-        copy_plain(run, f"notebooks/{job.stage}.ipynb", job.keep / EXECUTED)
+        copy_plain(run.parent, f"{run.name}/notebooks/{job.stage}.ipynb", job.keep / EXECUTED)
         return ""
     except (UnfitFile, OSError) as error:
         return f"no executed notebook was left ({error})"

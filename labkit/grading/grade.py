@@ -174,6 +174,7 @@ class Submission:
             repository=given.repository,
             folder=intake.folder,
             files=intake.other_files,
+            beside=found.path.parent,
             profile=self.plan.profile,
             limits=self.plan.rubric.limits_for(self.plan.profile),
             keep=self.keep / stage,

@@ -50,7 +50,8 @@ def regrade(
         results = []
         for result in plan.results():
             again = result.status == GRADED and (measure or result.judge_sha256 != judge_sha256())
-            again = again and plan.evidence(result.student).is_dir()  # it may have been cleared away
+            # What it was measured by may have been cleared away since.
+            again = again and plan.evidence(result.student).is_dir()
             if again:
                 images = images or GradingImages.choose(plan.profile, plan.seed)
                 result = _measured_again(plan, result, images)

@@ -123,8 +123,20 @@ def test_other_files_lie_beside_the_notebooks(box: Box, tmp_path: Path) -> None:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(name)
-    box.put_files(folder, names)
+    box.put_files(folder, names, folder)
     assert [(box.lab / "notebooks" / name).read_text() for name in names] == names
+
+
+def test_files_keep_their_place_relative_to_the_notebook(box: Box, tmp_path: Path) -> None:
+    folder = tmp_path / "submission"
+    for name in ("notebooks/near.txt", "far.txt", "run/manifest.json/bad.txt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    names = ["notebooks/near.txt", "far.txt", "run/manifest.json/bad.txt"]
+    box.put_files(folder, names, folder / "notebooks")
+    assert (box.lab / "notebooks" / "near.txt").read_text() == "notebooks/near.txt"
+    assert (box.lab / "far.txt").read_text() == "far.txt"
+    assert not (box.run / "manifest.json").exists(), "the lab's own folders are the grader's"
 
 
 def test_no_folder_takes_the_place_of_a_notebook(box: Box, tmp_path: Path) -> None:
@@ -133,7 +145,7 @@ def test_no_folder_takes_the_place_of_a_notebook(box: Box, tmp_path: Path) -> No
     name = "01_data.ipynb/notes.txt"
     (folder / name).parent.mkdir(parents=True)
     (folder / name).write_text("")
-    box.put_files(folder, [name])
+    box.put_files(folder, [name], folder)
     assert not (box.lab / "notebooks" / "01_data.ipynb").exists()
 
 

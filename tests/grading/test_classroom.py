@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny import write_notebook
@@ -16,8 +20,8 @@ from tiny import write_notebook
 from labkit.grading import classroom
 from labkit.grading.classroom import Event, grade_class, run_worker
 from labkit.grading.grade import scored
-from labkit.grading.intake import Source, find_submissions, take_in
-from labkit.grading.plan import Plan
+from labkit.grading.intake import Intake, Source, find_submissions, take_in
+from labkit.grading.plan import GradingRuns, Plan, locked
 from labkit.grading.publish import mark_copies
 from labkit.grading.results import FAILED, GRADED, Result, StageRecord, read_result, write_result
 
@@ -48,7 +52,7 @@ def pretend(plan: Plan, calls: list[str], status: str = GRADED) -> Callable[...,
         digest = take_in(
             Source(name, Path(source), False), Path(out) / f"staged-{name}-{time.monotonic_ns()}"
         ).sha256
-        result = Result(student, status, "smoke", submission_sha256=digest)
+        result = Result(student, status, "smoke", seed=plan.seed, submission_sha256=digest)
         write_result(plan.result_path(student), scored(result, plan.rubric))
         return student
 
@@ -89,6 +93,138 @@ def test_what_is_graded_is_kept_and_what_changed_is_graded_again(
 
     grade_class(plan, sources, on_event=note)
     assert (calls, kept) == (["bea"], ["ada", "cleo"])
+
+
+@pytest.mark.parametrize("change", [{"profile": "full"}, {"seed": 7}], ids=str)
+def test_a_result_of_other_settings_is_not_kept(
+    plan: Plan, sources: list[Source], monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(classroom, "run_worker", pretend(plan, calls))
+    grade_class(plan, sources)
+    result = read_result(plan.result_path("bea"))
+    write_result(plan.result_path("bea"), replace(result, **change))
+    calls.clear()
+    grade_class(plan, sources)
+    assert calls == ["bea"]
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{}", "[]", '{"schema": 0}', '{"schema": 1, "stages": 3}', "[" * 5_000]
+)
+def test_a_result_that_cannot_be_read_is_made_again(
+    plan: Plan, sources: list[Source], monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(classroom, "run_worker", pretend(plan, calls))
+    grade_class(plan, sources)
+    plan.result_path("cleo").write_text(content)
+    calls.clear()
+    results = grade_class(plan, sources)
+    assert calls == ["cleo"]
+    assert [result.status for result in results] == 3 * [GRADED]
+
+
+def test_a_submission_that_cannot_be_read_again_stops_nobody(
+    plan: Plan, sources: list[Source], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(classroom, "run_worker", pretend(plan, calls))
+    grade_class(plan, sources)
+
+    def broken(source: Source, *rest: object) -> Intake:
+        if source.student == "ada":
+            raise OSError(5, "Input/output error")
+        return take_in(source, *rest)  # type: ignore[arg-type]
+
+    calls.clear()
+    monkeypatch.setattr(classroom, "take_in", broken)
+    assert len(grade_class(plan, sources)) == 3
+    assert calls == ["ada"]
+
+
+def test_workers_are_told_absolute_paths(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, str]] = []
+    work = pretend(plan, [])
+
+    def note(out: str, source: str, student: str) -> str:
+        told.append((out, source))
+        return work(out, source, student)
+
+    monkeypatch.setattr(classroom, "run_worker", note)
+    monkeypatch.chdir(tmp_path)
+    sources, _ = find_submissions(Path("class"))
+    grade_class(replace(plan, out=Path("grades")), sources)
+    folder = str(tmp_path / "class")
+    expected = [(str(plan.out), f"{folder}/{name}") for name in ("ada", "bea", "cleo")]
+    assert sorted(told) == expected
+
+
+def test_more_workers_than_submissions_are_no_trouble(
+    plan: Plan, sources: list[Source], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(classroom, "run_worker", pretend(plan, []))
+    assert len(grade_class(plan, sources, workers=40)) == 3
+
+
+def test_never_more_at_once_than_asked_for(
+    plan: Plan, sources: list[Source], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, lock = pretend(plan, []), threading.Lock()
+    now, most = 0, 0
+
+    def slow(*task: str) -> str:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.1)
+        with lock:
+            now -= 1
+        return work(*task)
+
+    monkeypatch.setattr(classroom, "run_worker", slow)
+    grade_class(plan, sources, workers=2)
+    assert most == 2
+
+
+def test_what_a_killed_grading_left_is_cleared_away(
+    plan: Plan, sources: list[Source], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (".work", ".progress"):
+        (plan.out / name / "ada").mkdir(parents=True)
+        (plan.out / name / "ada").chmod(0)
+    (plan.out / ".stop").touch()
+    monkeypatch.setattr(classroom, "run_worker", pretend(plan, []))
+    grade_class(plan, sources)
+    assert not {".work", ".progress", ".stop"} & {path.name for path in plan.out.iterdir()}
+
+
+def test_only_one_grader_at_a_time(plan: Plan, sources: list[Source]) -> None:
+    with locked(plan.out), pytest.raises(GradingRuns, match="another process grades into"):
+        grade_class(plan, sources)
+
+
+def test_progress_that_is_just_being_written_is_skipped(
+    plan: Plan, sources: list[Source], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = pretend(plan, [])
+    seen: list[dict[str, tuple[str, float]]] = []
+
+    def slow(*task: str) -> str:
+        folder = plan.out / ".progress"
+        folder.mkdir(exist_ok=True)
+        (folder / ".ada-x.json").write_text("")
+        said = {"student": task[2], "step": "02_train", "since": time.time()}
+        (folder / f"{task[2]}.json").write_text(json.dumps(said))
+        time.sleep(0.4)
+        return work(*task)
+
+    monkeypatch.setattr(classroom, "run_worker", slow)
+    grade_class(plan, sources[:1], on_event=lambda event: seen.append(event.running or {}))
+    assert any(running.get("ada", ("", 0))[0] == "02_train" for running in seen)
 
 
 def test_where_the_grader_failed_it_tries_again(

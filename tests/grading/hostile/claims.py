@@ -230,7 +230,7 @@ def _attackers(bait: Bait) -> list[Fault]:
         Fault(
             "server-crowd", "configures a thousand instances",
             {"notebooks/05_configure.ipynb": tiny(OPEN, CONFIGURE, CROWD)},
-            verdicts={"05_configure": ("ok",)}, points=(4, 6), says=r"had \d+ processes",
+            verdicts={"05_configure": ("ok",)}, points=(4, 6), says=r"more than \d+ processes",
         ),
         Fault(
             "ports", "listens on Triton's ports, also afterwards",

@@ -121,7 +121,7 @@ def curious_faults(bait: Bait) -> list[Fault]:
     return [
         _fault("reads", "reads whatever it can, and prints it", tiny(where, MINE, READS),
                "FOUND"),
-        _fault("writes", "writes wherever it can", tiny(where, WRITES), r"WRITTEN \[\]"),
+        _fault("writes", "writes wherever it can", tiny(where, WRITES), r"WRITTEN \[('/tmp/[^']*'(, )?)*\]"),
         _fault("connects", "connects to the machine that grades it",
                tiny(f"port = {bait.port}", CONNECTS), r"REACHED \[\]"),
     ]  # fmt: skip

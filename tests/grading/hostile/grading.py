@@ -14,6 +14,8 @@ from pathlib import Path
 
 import psutil
 
+from labkit.chain import end_with_parent
+
 GIB = 2**30
 POLL_S = 0.3
 END_S = 20.0  # for everything to be gone after the grader has ended, on a busy machine
@@ -116,7 +118,11 @@ def marked(marker: str) -> list[psutil.Process]:
 
 
 def fasten_belt() -> None:
-    """Before the grader starts: limits of the kernel, for the case that all of its own fail."""
+    """Before the grader starts: limits of the kernel, for the case that all of its own fail.
+
+    It also ends with the test that started it, which may itself be stopped or killed.
+    """
+    end_with_parent()
     own = sum(process.uids().real == os.getuid() for process in psutil.process_iter())
     for kind, most in (
         (resource.RLIMIT_AS, 16 * GIB),  # of each process

@@ -106,7 +106,7 @@ def machine_faults(bait: Bait) -> list[Fault]:
         _fault("growing-allocation", "takes 100 GB in small pieces", "oom", tiny(GROWING),
                says="MiB of memory"),
         _fault("fork-bomb", "forks without end", "processes", tiny(FORK_BOMB),
-               says=r"had \d+ processes"),
+               says=r"more than \d+ processes"),
         _fault("thread-bomb", "starts threads without end", "error", tiny(THREAD_BOMB),
                says="can't start new thread", shows="the last cell ran"),
         _fault("prints", "prints 1 GiB", "output", tiny(PRINTS), says="printed more than"),
@@ -134,7 +134,7 @@ def leavers() -> list[Fault]:
         _fault("kills-itself", "ends its kernel by a signal", "stopped",
                tiny("import os\n\nos.kill(os.getpid(), 9)"), says="kernel had ended", quick=True),
         _fault("kills-all", "kills every process that it may", "stopped",
-               tiny("import os\n\nos.kill(-1, 9)"), says="no executed notebook"),
+               tiny("import os\n\nos.kill(-1, 9)"), says="no executed notebook|kernel had ended"),
     ]  # fmt: skip
 
 
