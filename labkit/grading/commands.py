@@ -1,5 +1,8 @@
 """The instructor's commands: release, grade, regrade. Thin: parse, call the library, print."""
 
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,11 +12,12 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from labkit.errors import UsageError
+from labkit.errors import LabError, UsageError
 from labkit.grading.results import GRADED, OK, Result
 
 if TYPE_CHECKING:
     from labkit.grading.classroom import Event
+    from labkit.grading.intake import Source
 
 app = typer.Typer()
 console = Console(soft_wrap=True, highlight=False)
@@ -29,7 +33,7 @@ def release(
 
     report = write_release(out)
     console.print(
-        f"[green]released:[/] {report.folder}: {len(report.notebooks)} notebooks with "
+        f"[green]released:[/] {escape(str(report.folder))}: {len(report.notebooks)} notebooks with "
         f"{len(report.exercises)} exercises, {report.files} files"
     )
 
@@ -48,7 +52,7 @@ def grade(
     rubric: Annotated[Path | None, typer.Option(help="A rubric file; else the lab's.")] = None,
     roster: Annotated[Path | None, typer.Option(help="CSV: student, name, email, id.")] = None,
     reference: Annotated[
-        Path | None, typer.Option(help="Run of the solved notebooks; made when left.")
+        Path | None, typer.Option(help="A run of the solved notebooks; made when left out.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Chooses the hidden images and inputs.")] = 0,
     isolation: Annotated[str, typer.Option(help="bubblewrap, or none")] = "bubblewrap",
@@ -60,36 +64,43 @@ def grade(
     from labkit.grading.limits import memory_for
     from labkit.grading.plan import Plan
     from labkit.grading.publish import publish
-    from labkit.grading.reference import reference_folder
+    from labkit.grading.reference import Reference, reference_folder
     from labkit.grading.roster import read_roster
     from labkit.grading.rubric import load_rubric
-    from labkit.grading.sandbox import find_isolation
+    from labkit.grading.sandbox import BUBBLEWRAP, NONE, find_isolation
 
     # Everything that can be wrong is said before anything runs.
-    sources, left_out = find_submissions(submissions)
-    load_rubric(rubric, profile)
-    if roster is not None:
-        read_roster(roster)
-    chosen = [source for source in sources if not only or source.student in only]
-    if unknown := set(only or ()) - {source.student for source in sources}:
-        known = ", ".join(source.student for source in sources)
-        raise UsageError(f"got --only {', '.join(sorted(unknown))}, expected one of: {known}")
+    with _wrong_usage():
+        load_rubric(rubric, profile)
+        sources, left_out = find_submissions(submissions.absolute())
+        if roster is not None:
+            read_roster(roster)
+        if reference is not None:
+            Reference.of(reference, profile)
+    chosen = _chosen(sources, only or [])
+    if out.resolve().is_relative_to(submissions.resolve()):
+        raise UsageError(f"got --out {out}, a folder of {submissions}: name one outside of it")
+    if isolation not in (BUBBLEWRAP, NONE):
+        raise UsageError(f"got --isolation {isolation}, expected {BUBBLEWRAP} or {NONE}")
     confinement = find_isolation(isolation)
+    run = (reference or reference_folder(profile)).absolute()
+    memory_mib = memory_for(min(workers, len(chosen)))
+    wanted = Plan(out.absolute(), profile, run, seed, isolation, memory_mib)
+    plan = Plan.begin(wanted, rubric, resume or bool(only))
     for line in left_out:
-        console.print(f"[yellow]left out:[/] {escape(line)}")
+        console.print(f"[yellow]{escape(line)}[/]")
     if isolation == "none":
         console.print("[yellow]no isolation:[/] student code runs as you, with all your files")
     fetch()
-    run = reference or reference_folder(profile)
-    _ensure_reference(run, profile)
-    wanted = Plan(out.absolute(), profile, run.absolute(), seed, isolation, memory_for(workers))
-    plan = Plan.begin(wanted, rubric, resume or bool(only))
-    console.print(f"{len(chosen)} submissions, profile {profile}, {confinement}, into {out}")
+    if reference is None:
+        _ensure_reference(run, profile)
+    found = f"{len(chosen)} submissions, profile {profile}, {confinement}, into {out}"
+    console.print(escape(found))
     with _ClassDisplay() as display:
         graded = grade_class(plan, chosen, workers, scheduler, display.event)
     results = plan.results() if only else graded
     for path in publish(plan, results, roster):
-        console.print(str(path))
+        console.print(escape(str(path)))
     _summarize(results)
 
 
@@ -104,18 +115,46 @@ def regrade(
     from labkit.grading.plan import Plan
     from labkit.grading.publish import publish
     from labkit.grading.regrade import regrade as give_points_again
+    from labkit.grading.roster import read_roster
+
+    plan = Plan.load(grades.absolute())
+    if roster is not None:
+        with _wrong_usage():
+            read_roster(roster)
 
     def show(result: Result, measured: bool) -> None:
         how = "measured again" if measured else "points only"
         console.print(f"{escape(result.student)}: {_points(result)}, {how}")
 
-    plan, results = give_points_again(Plan.load(grades.absolute()), rubric, measure, show)
+    plan, results = give_points_again(plan, rubric, measure, show)
     for path in publish(plan, results, roster):
-        console.print(str(path))
+        console.print(escape(str(path)))
+
+
+def _chosen(sources: "list[Source]", only: list[str]) -> "list[Source]":
+    """Return the submissions of the students who are named; all where nobody is.
+
+    Raises:
+        UsageError: one of them has none.
+    """
+    names = {unicodedata.normalize("NFC", name) for name in only}
+    if unknown := names - {source.student for source in sources}:
+        known = ", ".join(source.student for source in sources)
+        raise UsageError(f"got --only {', '.join(sorted(unknown))}, expected one of: {known}")
+    return [source for source in sources if not names or source.student in names]
+
+
+@contextmanager
+def _wrong_usage() -> Iterator[None]:
+    """Report whatever is wrong with what a command was given as wrong usage: exit status 2."""
+    try:
+        yield
+    except LabError as error:
+        raise UsageError(str(error)) from error
 
 
 def _ensure_reference(run: Path, profile: str) -> None:
-    """Use a reference run, or make it where there is none."""
+    """Use the grader's own reference run, or make it where there is none."""
     from labkit.chain import STAGES, Progress, StageResult
     from labkit.grading.reference import NoReference, Reference, make_reference
 
@@ -123,9 +162,8 @@ def _ensure_reference(run: Path, profile: str) -> None:
         Reference.of(run, profile)
         return
     except NoReference:
-        if (run / "run.json").is_file() and profile not in run.name:
-            raise  # somebody's own run: it is not overwritten
-    console.print(f"reference run: the solved notebooks, profile {profile}, once, into {run}")
+        what = f"reference run: the solved notebooks, profile {profile}, once, into {run}"
+        console.print(escape(what))
 
     def show(result: StageResult) -> None:
         number = STAGES.index(result.stage) + 1

@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -24,7 +25,7 @@ from labkit.grading.watch import POLL_S
 CLASSES = 10
 START_S = 60.0
 ANSWER_BYTES = 1 << 20
-IMAGES = "/images"  # as seen from inside
+IMAGES, IN, OUT = "/images", "/in", "/out"  # as seen from inside
 LIMITS = Limits(wall_s=24 * 3_600, cpu_s=24 * 3_600, memory_mib=4_000)
 Floats = NDArray[np.float32]
 
@@ -80,13 +81,16 @@ class Probe:
             return
         self._ready, self._buffer = False, b""
         self._box = self._stack.enter_context(open_box(self._parent, self._isolation))
-        inbox, outbox = self._box.lab / "in", self._box.lab / "out"
-        for folder in (inbox, outbox):
+        # Mounts of their own: what runs inside can put no link in the place of one of them.
+        self._in, self._out = self._box.writable / "in", self._box.writable / "out"
+        for folder in (self._in, self._out):
             folder.mkdir()
         self._box.hand_over()
         program = Path(probes.__file__).parent
-        inside = {PROBES: program, IMAGES: self._images}
+        inside = {PROBES: program, IMAGES: self._images, IN: self._in}
         sandbox = self._box.sandbox(self._profile, inside)
+        if self._isolation.kind == BUBBLEWRAP:
+            sandbox = replace(sandbox, read_write={**sandbox.read_write, OUT: self._out})
         where = PROBES if self._isolation.kind == BUBBLEWRAP else str(program)
         command = [sys.executable, f"{where}/measure_models.py"]
         self._confined = self._stack.enter_context(
@@ -107,20 +111,20 @@ class Probe:
     def put(self, source: Path, name: str) -> str:
         """Copy a file or folder in; return its path as seen from inside."""
         self.start()
-        target = self._box.lab / "in" / name
+        target = self._in / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
             shutil.copytree(source, target, dirs_exist_ok=True)
         else:
             shutil.copyfile(source, target)
-        return self._box.seen(target)
+        return self._seen(IN, self._in, name)
 
     def clear(self) -> None:
         """Remove what was put in and what came out, so that no file can learn from another."""
         if self._confined is None:
             return
-        for folder in ("in", "out"):
-            for path in (self._box.lab / folder).iterdir():
+        for folder in (self._in, self._out):
+            for path in folder.iterdir():
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path, ignore_errors=True)
                 else:
@@ -129,12 +133,15 @@ class Probe:
     @property
     def outbox(self) -> str:
         """The folder for answers, as seen from inside."""
-        return self._box.seen(self._box.lab / "out")
+        return self._seen(OUT, self._out)
 
     def images(self, name: str) -> str:
         """Return the path of a file of images as seen from inside."""
-        inside = self._isolation.kind == BUBBLEWRAP
-        return f"{IMAGES}/{name}" if inside else str(self._images / name)
+        return self._seen(IMAGES, self._images, name)
+
+    def _seen(self, inside: str, folder: Path, name: str = "") -> str:
+        """Return a path in one of the folders as seen from inside."""
+        return str(Path(inside if self._isolation.kind == BUBBLEWRAP else folder) / name)
 
     def logits(
         self, files: dict[str, Path], file: str, images: str, slices: list[list[int]]
@@ -155,11 +162,10 @@ class Probe:
         """
         for name, path in files.items():
             self.put(path, name)
-        inbox, out = self._box.lab / "in", self._box.lab / "out" / "logits.f32"
         try:
             self.ask(
-                do="logits", file=self._box.seen(inbox / file), images=self.images(images),
-                slices=slices, out=self._box.seen(out),
+                do="logits", file=self._seen(IN, self._in, file), images=self.images(images),
+                slices=slices, out=f"{self.outbox}/logits.f32",
             )  # fmt: skip
             return self.take("logits.f32", sum(last - first for first, last in slices))
         finally:
@@ -172,7 +178,7 @@ class Probe:
             ProbeFailed: the file is missing, of another size, or holds NaN or infinities.
         """
         try:
-            content = read_plain(self._box.lab / "out", name, 1 + count * CLASSES * 4 / 2**20)
+            content = read_plain(self._out, name, 1 + count * CLASSES * 4 / 2**20)
         except UnfitFile as error:
             raise ProbeFailed(f"it gave no answer ({error})") from None
         if len(content) != 4 * CLASSES * count:

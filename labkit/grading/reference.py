@@ -6,7 +6,14 @@ from pathlib import Path
 
 from labkit.chain import PASSED, STAGES, Progress, StageResult, run_chain
 from labkit.errors import LabError
-from labkit.workspace import MADE_BY, OPTIONAL, Workspace, project_root, read_json
+from labkit.workspace import (
+    MADE_BY,
+    OPTIONAL,
+    CorruptFile,
+    Workspace,
+    project_root,
+    read_json,
+)
 
 
 class NoReference(LabError):
@@ -33,13 +40,12 @@ class Reference:
             NoReference: it is not a run of all notebooks in this profile, or one of them failed.
         """
         workspace = Workspace(run, run / "model_repository")
-        record = read_json(run / "run.json") if (run / "run.json").is_file() else {}
-        passed = {s["stage"] for s in record.get("stages", []) if s["status"] == PASSED}
+        its_profile, passed = _run_record(run)
         missing = [stage for stage in STAGES if stage not in passed]
-        if missing or record.get("profile") != profile:
+        if missing or its_profile != profile:
             raise NoReference(
                 f"{run} is no complete run in profile {profile} (missing: "
-                f"{', '.join(missing) or 'none'}, its profile: {record.get('profile')}); make one: "
+                f"{', '.join(missing) or 'none'}, its profile: {its_profile}); make one: "
                 f"labkit run --profile {profile} --out {run}"
             )
         changed = [name for stage in STAGES for name in workspace.unrecorded(stage)]
@@ -47,6 +53,22 @@ class Reference:
             raise NoReference(f"{run}: {', '.join(changed)} changed after the run; make it anew")
         artifacts = {name: workspace.path(name) for name in MADE_BY if name not in OPTIONAL}
         return cls(artifacts, workspace.repository)
+
+
+def _run_record(run: Path) -> tuple[str | None, set[str]]:
+    """Return a run's profile, and the stages that have passed in it.
+
+    Raises:
+        NoReference: its `run.json` is damaged.
+    """
+    if not (run / "run.json").is_file():
+        return None, set()
+    try:
+        record = read_json(run / "run.json")
+        passed = {entry["stage"] for entry in record["stages"] if entry["status"] == PASSED}
+        return record["profile"], passed
+    except (CorruptFile, KeyError, TypeError) as error:
+        raise NoReference(f"{run} has a damaged run.json ({error}): make the run anew") from error
 
 
 def reference_folder(profile: str) -> Path:

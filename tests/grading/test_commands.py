@@ -2,69 +2,385 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tiny import write_notebook
+from tiny import reference_run, write_notebook
 
-from labkit.workspace import project_root
+from labkit import download
+from labkit.cli import main
+from labkit.grading import classroom as classroom_module
+from labkit.grading import reference as reference_module
+from labkit.grading import sandbox
+from labkit.grading.classroom import Event
+from labkit.grading.commands import describe
+from labkit.grading.grade import scored
+from labkit.grading.intake import Source
+from labkit.grading.plan import Plan, locked
+from labkit.grading.results import FAILED, GRADED, Result, StageRecord, read_result, write_result
+from labkit.grading.rubric import RUBRIC
+from labkit.workspace import project_root, read_json, write_json
 
-
-def labkit(*arguments: object) -> tuple[int, str]:
-    result = subprocess.run(
-        [sys.executable, "-m", "labkit", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-        cwd=project_root(),
-    )
-    return result.returncode, result.stdout + result.stderr
+Command = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
-def classroom(tmp_path: Path) -> Path:
-    write_notebook(tmp_path / "class" / "ada", "01_data", "print(1)")
+def labkit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run a command in this process; return its exit status and all that it said."""
+
+    def run(*arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["labkit", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        return int(ended.value.code or 0), said.out + said.err
+
+    return run
+
+
+@pytest.fixture
+def submissions(tmp_path: Path) -> Path:
+    for student in ("ada", "bea"):
+        write_notebook(tmp_path / "class" / student, "01_data", f"print({student!r})")
     return tmp_path / "class"
+
+
+@pytest.fixture(scope="module")
+def complete_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return reference_run(tmp_path_factory.mktemp("complete"))
+
+
+@pytest.fixture
+def reference(tmp_path: Path, complete_run: Path) -> Path:
+    return Path(shutil.copytree(complete_run, tmp_path / "reference"))
+
+
+@pytest.fixture(autouse=True)
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What was graded, by a stand-in; nothing is downloaded and no sandbox is tried out."""
+    calls: list[dict[str, Any]] = []
+
+    def grade_class(
+        plan: Plan, sources: list[Source], workers: int, scheduler: str | None, on_event: Any
+    ) -> list[Result]:
+        calls.append({"plan": plan, "students": [s.student for s in sources], "workers": workers})
+        assert all(source.path.is_absolute() for source in sources)
+        results = []
+        for number, source in enumerate(sources, start=1):
+            result = scored(Result(source.student, GRADED, plan.profile), plan.rubric)
+            write_result(plan.result_path(source.student), result)
+            on_event(Event("running", number - 1, len(sources), running={source.student: ("x", 1)}))
+            on_event(Event("graded", number, len(sources), result))
+            results.append(result)
+        return results
+
+    monkeypatch.setattr(classroom_module, "grade_class", grade_class)
+    monkeypatch.setattr(sandbox, "find_isolation", lambda kind: kind)
+    monkeypatch.setattr(download, "fetch", lambda: None)
+    return calls
+
+
+def everything_below(folder: Path) -> dict[str, bytes]:
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+# ---- wrong input
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--only", "eve"], "--only eve, expected one of: ada"),
-        (["--profile", "huge"], "'huge' does not exist"),
+        (["--only", "eve"], "got --only eve, expected one of: ada, bea"),
+        (["--only", "ada", "--only", "Ada"], "got --only Ada"),
+        (["--profile", "huge"], "profile 'huge' does not exist; choose one of: smoke"),
         (["--rubric", "nowhere.toml"], "rubric nowhere.toml cannot be read"),
-        (["--roster", "nowhere.csv"], "nowhere.csv"),
-        (["--isolation", "hope"], "'hope'"),
+        (["--rubric", "wrong.toml"], "wrong.toml has no item"),
+        (["--rubric", "limits.toml"], "got limit wall, expected one of: wall_s"),
+        (["--roster", "nowhere.csv"], "nowhere.csv cannot be read"),
+        (["--roster", "wrong.csv"], "has the columns name; expected student, name"),
+        (["--isolation", "hope"], "got --isolation hope, expected bubblewrap or none"),
+        (["--reference", "nowhere"], "nowhere is no complete run in profile smoke"),
+        (["--profile", "full", "--reference", "reference"], "reference is no complete run in prof"),
+        (["--reference", "damaged"], "damaged has a damaged run.json"),
+        (["--reference", "list"], "list has a damaged run.json"),
+        (["--seed", "-1"], "seed"),
+        (["--seed", "one"], "seed"),
+        (["--workers", "0"], "workers"),
+        (["--out", "class/grades"], "a folder of "),
+        (["--out", "class"], "a folder of "),
+        (["--out", "wrong.csv"], "is no folder"),
     ],
-    ids=lambda value: value[0] if isinstance(value, list) else "",
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_wrong_options(classroom: Path, tmp_path: Path, options: list[str], words: str) -> None:
-    status, said = labkit("grade", classroom, "--out", tmp_path / "grades", *options)
-    assert status in (1, 2)
+def test_wrong_options_are_one_sentence_and_nothing_runs(
+    labkit: Command,
+    submissions: Path,
+    reference: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ran: list[Any],
+    options: list[str],
+    words: str,
+) -> None:
+    (tmp_path / "wrong.toml").write_text("")
+    (tmp_path / "limits.toml").write_text(f"{RUBRIC.read_text()}\n[limits]\nwall = 1\n")
+    (tmp_path / "wrong.csv").write_text("name\nAda")
+    for name, content in (("damaged", "{"), ("list", "[]")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(content)
+    monkeypatch.chdir(tmp_path)
+    before = everything_below(tmp_path)
+    status, said = labkit("grade", submissions, "--out", "grades", *options)
+    assert status == 2
     assert words in said
     assert "Traceback" not in said
+    assert ran == []
+    assert everything_below(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("nowhere", "nowhere is not a folder"), ("empty", "holds no submission"),
+        ("file", "is not a folder"), ("loose", "note.txt is neither a folder nor a zip"),
+        ("twins", "more than one submission of a student"),
+    ],
+)  # fmt: skip
+def test_submissions_that_are_none(
+    labkit: Command, tmp_path: Path, name: str, words: str, ran: list[Any]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    for folder in ("loose", "twins/ada"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "loose" / "note.txt").touch()
+    (tmp_path / "twins" / "ada.zip").touch()
+    status, said = labkit("grade", tmp_path / name, "--out", tmp_path / "grades")
+    assert status == 2
+    assert words in said
+    assert ran == []
     assert not (tmp_path / "grades").exists()
 
 
-def test_submissions_that_are_not_there(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    for folder in ("nowhere", "empty"):
-        status, said = labkit("grade", tmp_path / folder, "--out", tmp_path / "grades")
-        assert status != 0
-        assert folder in said
-        assert "Traceback" not in said
+def test_grades_that_are_there_are_not_written_over(
+    labkit: Command, submissions: Path, reference: Path, tmp_path: Path, ran: list[Any]
+) -> None:
+    command = ("grade", submissions, "--out", tmp_path / "grades", "--reference", reference)
+    assert labkit(*command)[0] == 0
+    before = everything_below(tmp_path / "grades")
+    status, said = labkit(*command)
+    assert status == 2
+    assert "holds 2 results: go on with --resume, or name another folder" in said
+    status, said = labkit(*command, "--resume", "--seed", "5")
+    assert status == 2
+    assert "was begun with other settings: seed: 0, now 5" in said
+    assert len(ran) == 1
+    assert everything_below(tmp_path / "grades") == before
+    assert labkit(*command, "--resume")[0] == 0
 
 
-def test_regrade_needs_a_grading(tmp_path: Path) -> None:
+def test_existing_grades_are_noticed_before_a_reference_is_made(
+    labkit: Command,
+    submissions: Path,
+    complete_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Making one takes a quarter of an hour."""
+    made: list[Path] = []
+
+    def make(run: Path, *rest: object) -> None:
+        made.append(run)
+        shutil.copytree(complete_run, run)
+
+    monkeypatch.setattr(
+        reference_module, "reference_folder", lambda profile: tmp_path / "reference"
+    )
+    monkeypatch.setattr(reference_module, "make_reference", make)
+    plan = Plan.begin(Plan(tmp_path / "grades", "smoke", tmp_path), None, False)
+    write_result(plan.result_path("ada"), Result("ada", GRADED, "smoke"))
+    assert labkit("grade", submissions, "--out", plan.out)[0] == 2
+    assert made == []
+    status, said = labkit("grade", submissions, "--out", tmp_path / "new")
+    assert status == 0
+    assert made == [tmp_path / "reference"]
+    assert "reference run: the solved notebooks, profile smoke, once" in said
+
+
+def test_somebodys_own_run_is_never_made_anew(
+    labkit: Command,
+    submissions: Path,
+    reference: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reference_module, "make_reference", lambda *rest: pytest.fail("made anew"))
+    run = reference.rename(tmp_path / "my-smoke-run")
+    (run / "artifacts" / "model.pt").write_text("changed by hand")
+    status, said = labkit("grade", submissions, "--out", tmp_path / "out", "--reference", run)
+    assert status == 2
+    assert "model.pt changed after the run" in said
+
+
+def test_a_second_grader_waits(
+    labkit: Command, submissions: Path, reference: Path, tmp_path: Path, ran: list[Any]
+) -> None:
+    with locked(tmp_path / "grades"):
+        status, said = labkit(
+            "grade", submissions, "--out", tmp_path / "grades", "--reference", reference
+        )
+    assert status == 1  # nothing is wrong with the command
+    assert "another process grades into" in said
+    assert ran == []
+
+
+# ---- right input
+
+
+def test_a_class_is_graded_and_what_an_instructor_opens_is_named(
+    labkit: Command, submissions: Path, reference: Path, tmp_path: Path, ran: list[dict[str, Any]]
+) -> None:
+    (submissions / "link").symlink_to("/etc")
+    out = tmp_path / "grades [/b] [red]"  # no markup
+    status, said = labkit(
+        "grade", submissions, "--out", out, "--reference", reference, "--workers", "2"
+    )
+    assert status == 0, said
+    assert ran[0]["students"] == ["ada", "bea"]
+    assert said.count("left out: link is a link") == said.count("left out") == 1
+    assert "2 submissions, profile smoke" in said
+    assert "2 of 2 graded" in said
+    for name in ("class.html", "gradebook.csv", "canvas.csv", "moodle.csv"):
+        assert str(out / name) in said
+        assert (out / name).is_file()
+    assert (out / "feedback" / "ada" / "index.html").is_file()
+    assert Plan.load(out).reference == reference
+
+
+def test_only_some_are_graded_and_all_are_given_back(
+    labkit: Command, submissions: Path, reference: Path, tmp_path: Path, ran: list[dict[str, Any]]
+) -> None:
+    command = ("grade", submissions, "--out", tmp_path / "grades", "--reference", reference)
+    labkit(*command)
+    status, said = labkit(*command, "--only", "bea")
+    assert status == 0
+    assert ran[1]["students"] == ["bea"]
+    assert "2 of 2 graded" in said
+    assert "ada" in (tmp_path / "grades" / "gradebook.csv").read_text()
+
+
+def test_a_name_is_the_same_however_it_is_composed(
+    labkit: Command, submissions: Path, reference: Path, tmp_path: Path, ran: list[dict[str, Any]]
+) -> None:
+    write_notebook(submissions / "jos\u00e9", "01_data", "1")
+    command = ("grade", submissions, "--out", tmp_path / "grades", "--reference", reference)
+    assert labkit(*command, "--only", "jose\u0301")[0] == 0
+    assert ran[0]["students"] == ["jos\u00e9"]
+
+
+def test_memory_is_shared_by_those_who_run_at_once(
+    labkit: Command, submissions: Path, reference: Path, tmp_path: Path, ran: list[dict[str, Any]]
+) -> None:
+    command = ("grade", submissions, "--reference", reference, "--workers", "64")
+    labkit(*command, "--out", tmp_path / "two")
+    labkit(*command, "--out", tmp_path / "one", "--only", "ada")
+    two, one = (call["plan"].memory_mib for call in ran)
+    assert two >= 1_000
+    assert one >= two
+    assert one > 1_000 or two == one  # on a machine with little memory
+
+
+def test_paths_may_be_relative(
+    labkit: Command, submissions: Path, reference: Path, tmp_path: Path, ran: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert labkit("grade", "class", "--out", "grades", "--reference", "reference")[0] == 0
+    assert ran[0]["plan"].out == tmp_path / "grades"
+    assert ran[0]["plan"].reference == tmp_path / "reference"
+
+
+# ---- again
+
+
+@pytest.fixture
+def grades(labkit: Command, submissions: Path, reference: Path, tmp_path: Path) -> Path:
+    out = tmp_path / "grades"
+    labkit("grade", submissions, "--out", out, "--reference", reference)
+    return out
+
+
+def test_regrade_needs_a_grading(labkit: Command, tmp_path: Path) -> None:
     status, said = labkit("regrade", tmp_path)
     assert status == 2
     assert "is no grading" in said
 
 
-def test_a_release_is_not_written_over_something(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("option", "content", "words"),
+    [("--roster", "name\nAda", "has the columns name"), ("--rubric", "", "has no item")],
+)
+def test_what_is_wrong_is_said_before_points_change(
+    labkit: Command, grades: Path, tmp_path: Path, option: str, content: str, words: str
+) -> None:
+    (tmp_path / "wrong").write_text(content)
+    before = everything_below(grades)
+    status, said = labkit("regrade", grades, option, tmp_path / "wrong")
+    assert status == 2
+    assert words in said
+    assert everything_below(grades) == before
+
+
+def test_points_change_with_the_rubric(labkit: Command, grades: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.toml"
+    other.write_text(RUBRIC.read_text().replace("points = 8", "points = 9"))
+    status, said = labkit("regrade", grades, "--rubric", other)
+    assert status == 0, said
+    assert said.count("0 of 102 points, points only") == 2
+    assert {read_json(path)["maximum"] for path in (grades / "results").iterdir()} == {102}
+
+
+def test_what_was_cleared_away_keeps_its_points(labkit: Command, grades: Path) -> None:
+    """Evidence takes room; without it, a measurement cannot be repeated, and stands."""
+    path = grades / "results" / "ada.json"
+    record = read_json(path)
+    record["measurements"] = {"02.accuracy": {"value": 1.0, "detail": "all right"}}
+    write_json(path, record)
+    status, said = labkit("regrade", grades, "--measure")
+    assert status == 0, said
+    assert "ada: 8 of 100 points, points only" in said
+    assert read_result(path).points == 8
+
+
+# ---- parts
+
+
+def test_a_result_is_a_line() -> None:
+    records = [StageRecord("01_data", "ok"), StageRecord("02_train", "timeout")]
+    graded = Result("ada", GRADED, "smoke", stages=records, points=7.5, maximum=100)
+    assert describe(graded) == "7.5 of 100 points in 0 s; timeout 02"
+    broken = Result("bea", FAILED, "smoke", reason="[b]lost[/b]")
+    assert describe(broken) == "[red]failed[/]: \\[b]lost\\[/b]"
+
+
+def test_the_command_line_has_all_three() -> None:
+    """In a process of its own, as an instructor types it."""
+    found = subprocess.run(
+        [sys.executable, "-m", "labkit", "grade", "nowhere", "--out", "nowhere-else"],
+        capture_output=True, text=True, check=False, timeout=60, cwd=project_root(),
+    )  # fmt: skip
+    assert found.returncode == 2
+    assert "nowhere is not a folder" in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+def test_a_release_is_not_written_over_something(labkit: Command, tmp_path: Path) -> None:
     (tmp_path / "note.txt").write_text("mine")
     status, said = labkit("release", tmp_path)
     assert status != 0
