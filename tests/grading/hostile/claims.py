@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
+import tarfile
+
+from nbformat import NotebookNode
 
 from .fault import Bait, Fault, exercises, tiny
 
@@ -27,6 +31,13 @@ from labkit.repository import write_repository
 names = [folder.name for folder in write_repository(lab)]
 lab.save_json("configure.json", {"models": names}, made_by="05_configure")
 """
+FEW = """
+from labkit.repository import VARIANTS, write_repository
+
+few = ("cifar10_onnx", "cifar10_onnx_int8", "cifar10_torchscript")
+write_repository(lab, [VARIANTS[name] for name in few])
+lab.save_json("configure.json", {"models": few}, made_by="05_configure")
+"""
 WARM_UP = """
 config = lab.repository / "cifar10_onnx" / "config.pbtxt"
 config.write_text(config.read_text() + '''
@@ -39,6 +50,29 @@ model_warmup {
   }
 }
 ''')
+"""
+ENVIRONMENT = """
+import shutil
+
+folder = lab.repository / "cifar10_torchscript"
+shutil.copyfile(Path("mine") / "environment.tar.gz", folder / "1" / "model.pt")
+config = folder / "config.pbtxt"
+config.write_text(config.read_text() + '''
+parameters {
+  key: "EXECUTION_ENV_PATH"
+  value { string_value: "$$TRITON_MODEL_DIRECTORY/1/model.pt" }
+}
+''')
+"""
+# Runs as a program in the sandbox that measures, and tries to lead the grader out of it: what the
+# grader clears away and reads there would be another folder of its machine.
+ACTIVATE = """
+for folder in /lab/in /lab/out /in /out
+do
+    mv $folder /tmp/away && ln -s DROP $folder
+done
+touch DROP/was-here
+head -c 28000 /dev/zero > /out/cifar10_torchscript.f32  # 700 × 10 logits
 """
 CROWD = """
 import re
@@ -104,7 +138,6 @@ nbformat.write(forged, lab.root / "notebooks" / "02_train.ipynb")
 os.kill(os.getppid(), signal.SIGKILL)  # papermill, before it can write the true one
 """
 CLAIM = 0.99
-EVERYTHING = 99.0
 
 
 class Evil:
@@ -123,6 +156,17 @@ def evil_pickle(bait: Bait) -> bytes:
     return pickle.dumps(Evil(str(bait.drop / "pickle-ran")), protocol=2)
 
 
+def evil_environment(bait: Bait) -> bytes:
+    """Return a packed environment for Triton's Python backend, which runs a script of it."""
+    script = ACTIVATE.replace("DROP", str(bait.drop)).encode()
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as archive:
+        entry = tarfile.TarInfo("bin/activate")
+        entry.size, entry.mode = len(script), 0o755
+        archive.addfile(entry, io.BytesIO(script))
+    return stream.getvalue()
+
+
 def hands_in(stage: str, *names: str) -> list[str]:
     """Return cells that make files of the submission the stage's artifacts."""
     return [OPEN, f"stage, names = {stage!r}, {list(names)!r}", HAND_IN]
@@ -133,9 +177,15 @@ def mine(bait: Bait, *names: str) -> dict[str, bytes]:
     return {f"notebooks/mine/{name}": bait.artifact(name) for name in names}
 
 
-def right_splits() -> object:
+def right_splits() -> NotebookNode:
     """Return a notebook 01 that is right, in a few lines."""
     return tiny(IMPORTS, OPEN, *exercises("01_data"), SPLITS)
+
+
+def right_configuration() -> NotebookNode:
+    """Return a notebook 05 that is right, in a few lines."""
+    imports = "from labkit.repository import parse_config, to_text"
+    return tiny(imports, OPEN, *exercises("05_configure"), CONFIGURE)
 
 
 def artifact_faults(bait: Bait) -> list[Fault]:
@@ -207,7 +257,7 @@ def _attackers(bait: Bait) -> list[Fault]:
     claims = {"notebooks/mine/export.json": json.dumps({"accuracy": CLAIM}).encode()}
     garbage = {f"notebooks/mine/{name}": evil if ".pt" in name else b"\x08\x07garbage" * 999
                for name in exported}  # fmt: skip
-    write = tiny(OPEN, CONFIGURE, WARM_UP)
+    write = tiny("from pathlib import Path", OPEN, FEW, WARM_UP, ENVIRONMENT)
     return [
         Fault(
             "pickle", "hands in a checkpoint that runs code when it is loaded",
@@ -222,20 +272,17 @@ def _attackers(bait: Bait) -> list[Fault]:
             verdicts={"03_export": ("ok",)}, says="model.onnx: ",
         ),
         Fault(
-            "server-crash", "configures a warm-up that kills Triton",
+            "server-crash", "configures a warm-up that kills Triton, and code that it runs",
             {"notebooks/05_configure.ipynb": write},
-            verdicts={"05_configure": ("ok",)}, points=(11, 12.9),
-            says="server crashed when it loaded this model",
+            {"notebooks/mine/environment.tar.gz": evil_environment(bait)},
+            verdicts={"05_configure": ("ok",)}, points=(8 / 7 - 0.01, 4),
+            says="cifar10_torchscript answers 1?[0-9]% as its file does.*"
+            "server crashed when it loaded this model",
         ),
         Fault(
             "server-crowd", "configures a thousand instances",
             {"notebooks/05_configure.ipynb": tiny(OPEN, CONFIGURE, CROWD)},
             verdicts={"05_configure": ("ok",)}, points=(4, 6), says=r"more than \d+ processes",
-        ),
-        Fault(
-            "ports", "listens on Triton's ports, also afterwards",
-            {"notebooks/05_configure.ipynb": tiny(f"marker = {bait.marker!r}", LISTENS, OPEN, CONFIGURE)},
-            verdicts={"05_configure": ("ok",)}, points=(14, 14), shows="listening",
         ),
     ]  # fmt: skip
 
@@ -256,16 +303,21 @@ def _carriers(bait: Bait) -> list[Fault]:
             verdicts={"02_train": ("ok",)}, points=(10, 10),
         ),
         Fault(
-            "no-02", "has the first and the fifth notebook, and nothing between them",
-            {"notebooks/01_data.ipynb": right_splits(), "notebooks/05_configure.ipynb": tiny(OPEN, CONFIGURE)},
+            "ports", "hands in 01 and 05 only, and listens on Triton's ports, also afterwards",
+            {
+                "notebooks/01_data.ipynb": right_splits(),
+                "notebooks/05_configure.ipynb": tiny(
+                    f"marker = {bait.marker!r}", LISTENS, OPEN, CONFIGURE
+                ),
+            },
             verdicts={"01_data": ("ok",), "05_configure": ("ok",)}, points=(22, 22),
-            says="no notebook for this step",
+            says="no notebook for this step", shows="listening",
         ),
         broken_export(bait, trained, files),
     ]  # fmt: skip
 
 
-def broken_export(bait: Bait, trained: dict[str, object], files: dict[str, bytes]) -> Fault:
+def broken_export(bait: Bait, trained: dict[str, NotebookNode], files: dict[str, bytes]) -> Fault:
     """Return the submission whose third notebook is broken, and the rest right."""
     quantized = ("model_int8.pt", "model_int8.onnx", "model_int8.xml", "model_int8.bin")
     quantized += ("quantize.json",)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .fault import Bait, Fault, tiny
+from .fault import PROJECT, Bait, Fault, tiny
 
 READS = """
 import importlib
@@ -92,6 +92,20 @@ for file in (package / "profiles.py", package / "train.py"):
         continue
 print("WRITTEN", written)
 """
+LINKS_RUN = """
+import os
+
+print("a link to", target)
+os.rename(workspace, "/lab/away")
+os.symlink(target, workspace)  # there, notebooks/01_data.ipynb is the solved one
+"""
+LINKS_ARTIFACTS = """
+import os
+
+os.rename(workspace + "/artifacts", "/lab/away")
+os.symlink(target, workspace + "/artifacts")  # there, checkpoint.pt is a good one
+print("a link to", target)
+"""
 CONNECTS = """
 import socket
 
@@ -124,6 +138,12 @@ def curious_faults(bait: Bait) -> list[Fault]:
         _fault("writes", "writes wherever it can", tiny(where, WRITES), r"WRITTEN \[('/tmp/[^']*'(, )?)*\]"),
         _fault("connects", "connects to the machine that grades it",
                tiny(f"port = {bait.port}", CONNECTS), r"REACHED \[\]"),
+        Fault("links-out", "puts links to the grader's folders in the place of its own",
+              {"notebooks/01_data.ipynb": tiny(f"target = {str(PROJECT)!r}", LINKS_RUN),
+               "notebooks/02_train.ipynb":
+                   tiny(f"target = {str(bait.reference / 'artifacts')!r}", LINKS_ARTIFACTS)},
+              verdicts={"01_data": ("stopped",), "02_train": ("ok",)},
+              says="checkpoint.pt is no plain file", shows="a link to"),
     ]  # fmt: skip
 
 

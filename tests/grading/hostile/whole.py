@@ -9,6 +9,7 @@ from nbformat import NotebookNode
 from labkit.chain import STAGES
 from labkit.grading.student_notebook import release_notebook, solve_notebook
 
+from .claims import right_configuration, right_splits
 from .fault import Bait, Fault, solved
 
 RECIPE = "config = TrainConfig.from_profile(settings)"
@@ -20,8 +21,13 @@ def whole_submissions(bait: Bait) -> list[Fault]:
     """Return the submissions; they need the limits of the lab's own rubric."""
     del bait
     notebooks = {stage: student_notebook(stage) for stage in STAGES}
-    other = {stage: notebooks[stage] for stage in STAGES if stage <= "05_configure"}
-    other["02_train"] = narrower(notebooks["02_train"])
+    other = {
+        "01_data": right_splits(),
+        "02_train": narrower(notebooks["02_train"]),
+        "03_export": notebooks["03_export"],
+        "04_quantize": notebooks["04_quantize"],
+        "05_configure": right_configuration(),
+    }
     return [
         Fault(
             "correct", "solves every exercise of the student edition",
@@ -31,7 +37,7 @@ def whole_submissions(bait: Bait) -> list[Fault]:
         Fault(
             "narrower", "trains another network, and hands in five notebooks",
             {f"notebooks/{stage}.ipynb": notebook for stage, notebook in other.items()},
-            verdicts=dict.fromkeys(other, ("ok",)), points=(72, 78),
+            verdicts=dict.fromkeys(other, ("ok",)), points=(72, 76),
         ),
     ]  # fmt: skip
 
