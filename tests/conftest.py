@@ -1,8 +1,9 @@
 """Which tests may be skipped: where CI names a need in LABKIT_REQUIRE, its absence is a failure.
 
 A test says what it needs with a marker (``triton``, ``data``, ``browser``, ``compose``, ``docker``,
-``gpu``); the folder adds its own. ``LABKIT_REQUIRE=triton,data`` turns a skip into a failure when
-everything the test needs is promised there, so that CI cannot be green because nothing ran.
+``gpu``, ``sandbox``); the folder adds its own. ``LABKIT_REQUIRE=triton,data`` turns a skip into a
+failure when everything the test needs is promised there, so that CI cannot be green because nothing
+ran.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-NEEDS = frozenset({"triton", "data", "browser", "compose", "docker", "gpu"})
+NEEDS = frozenset({"triton", "data", "browser", "compose", "docker", "gpu", "sandbox"})
 FOLDER_NEEDS = {
     "server": frozenset({"triton"}),
     "notebooks": frozenset({"triton", "data"}),
@@ -30,6 +31,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "compose: needs docker-compose, no engine")
     config.addinivalue_line("markers", "docker: needs a running container engine")
     config.addinivalue_line("markers", "gpu: needs an NVIDIA GPU")
+    config.addinivalue_line("markers", "sandbox: confines programs with bubblewrap")
 
 
 def promised() -> frozenset[str]:

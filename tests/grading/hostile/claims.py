@@ -31,6 +31,7 @@ from labkit.repository import write_repository
 names = [folder.name for folder in write_repository(lab)]
 lab.save_json("configure.json", {"models": names}, made_by="05_configure")
 """
+FEW_POINTS = 5.68  # three of seven models served, of 8; three of eight checks of 6
 FEW = """
 from labkit.repository import VARIANTS, write_repository
 
@@ -281,8 +282,10 @@ def _attackers(bait: Bait) -> list[Fault]:
         ),
         Fault(
             "server-crowd", "configures a thousand instances",
-            {"notebooks/05_configure.ipynb": tiny(OPEN, CONFIGURE, CROWD)},
-            verdicts={"05_configure": ("ok",)}, points=(4, 6), says=r"more than \d+ processes",
+            {"notebooks/05_configure.ipynb": tiny(OPEN, FEW, CROWD)},
+            verdicts={"05_configure": ("ok",)}, points=(1, 6),
+            # Whichever comes first: shared memory is used up, or there are too many processes.
+            says=r"server crashed when it loaded this model|more than \d+ processes",
         ),
     ]  # fmt: skip
 
@@ -307,10 +310,11 @@ def _carriers(bait: Bait) -> list[Fault]:
             {
                 "notebooks/01_data.ipynb": right_splits(),
                 "notebooks/05_configure.ipynb": tiny(
-                    f"marker = {bait.marker!r}", LISTENS, OPEN, CONFIGURE
+                    f"marker = {bait.marker!r}", LISTENS, OPEN, FEW
                 ),
             },
-            verdicts={"01_data": ("ok",), "05_configure": ("ok",)}, points=(22, 22),
+            verdicts={"01_data": ("ok",), "05_configure": ("ok",)},
+            points=(8 + FEW_POINTS, 8 + FEW_POINTS),
             says="no notebook for this step", shows="listening",
         ),
         broken_export(bait, trained, files),

@@ -130,9 +130,9 @@ def leavers() -> list[Fault]:
         _fault("exit", "calls sys.exit(0)", "error", tiny("import sys\n\nsys.exit(0)"),
                says="SystemExit: 0", shows="the last cell ran", quick=True),
         _fault("os-exit", "calls os._exit(0)", "stopped", tiny("import os\n\nos._exit(0)"),
-               says="kernel had ended", quick=True),
+               says="kernel had ended"),
         _fault("kills-itself", "ends its kernel by a signal", "stopped",
-               tiny("import os\n\nos.kill(os.getpid(), 9)"), says="kernel had ended", quick=True),
+               tiny("import os\n\nos.kill(os.getpid(), 9)"), says="kernel had ended"),
         _fault("kills-all", "kills every process that it may", "stopped",
                tiny("import os\n\nos.kill(-1, 9)"), says="no executed notebook|kernel had ended"),
     ]  # fmt: skip
