@@ -197,7 +197,8 @@ def _nncf_quantize(model: Any, images: Floats, reduce_range: bool, excluded: lis
     from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
     from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
-    nncf.set_log_level(logging.ERROR)
+    # Not nncf.set_log_level: that also silences handlers which others have put there.
+    logging.getLogger("nncf").setLevel(logging.ERROR)
     advanced = AdvancedQuantizationParameters(
         overflow_fix=OverflowFix.ENABLE if reduce_range else OverflowFix.DISABLE,
         # From the smallest to the largest value seen. NNCF's default, the mean over the images of

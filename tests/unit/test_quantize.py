@@ -1,3 +1,4 @@
+import logging
 import subprocess
 import sys
 from collections import Counter
@@ -240,6 +241,20 @@ def test_quantizers_print_nothing(
     quantize_openvino(source, images, tmp_path / "m.xml")
     captured = capfd.readouterr()
     assert (captured.out, captured.err) == ("", "")
+
+
+def test_the_logging_of_others_is_left_as_it_was(
+    source: Path, images: Floats, tmp_path: Path
+) -> None:
+    """A handler on NNCF's logger, as pytest's own, serves other loggers too."""
+    quantize_openvino(source, images, tmp_path / "first.xml")  # what importing NNCF changes
+    handler = logging.NullHandler(logging.DEBUG)
+    logging.getLogger("nncf").addHandler(handler)
+    try:
+        quantize_openvino(source, images, tmp_path / "m.xml")
+    finally:
+        logging.getLogger("nncf").removeHandler(handler)
+    assert (handler.level, logging.getLogger().level) == (logging.DEBUG, logging.WARNING)
 
 
 def test_equal_inputs_give_equal_files(source: Path, images: Floats, tmp_path: Path) -> None:
