@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 from hostile.claims import evil_pickle
-from hostile.fault import Bait, Fault
+from hostile.fault import Bait, Fault, NoBait
 from hostile.faults import small_class, whole_class
 from hostile.grading import Grading, marked
 from hostile.make_class import write_class, write_rubric
@@ -35,7 +35,7 @@ pytestmark = [
 ]  # fmt: skip
 SECRET = "a-secret-that-no-notebook-may-see-7d1f"
 CANARY = "still-here.txt"
-SMALL, WHOLE = small_class(Bait()), whole_class(Bait())  # for their names; made anew below
+SMALL, WHOLE = small_class(NoBait()), whole_class(NoBait())  # for their names; made anew below
 QUICK = [fault.name for fault in SMALL if fault.quick]
 SMALL_LIMIT_S, WHOLE_LIMIT_S = 900.0, 900.0
 
