@@ -1,9 +1,9 @@
 """Which tests may be skipped: where CI names a need in LABKIT_REQUIRE, its absence is a failure.
 
 A test says what it needs with a marker (``triton``, ``data``, ``browser``, ``compose``, ``docker``,
-``gpu``, ``sandbox``); the folder adds its own. ``LABKIT_REQUIRE=triton,data`` turns a skip into a
-failure when everything the test needs is promised there, so that CI cannot be green because nothing
-ran.
+``gpu``, ``sandbox``, ``nginx``, ``prometheus``); the folder adds its own.
+``LABKIT_REQUIRE=triton,data`` turns a skip into a failure when everything the test needs is
+promised there, so that CI cannot be green because nothing ran.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from pathlib import Path
 
 import pytest
 
-NEEDS = frozenset({"triton", "data", "browser", "compose", "docker", "gpu", "sandbox"})
+NEEDS = frozenset(
+    {"triton", "data", "browser", "compose", "docker", "gpu", "sandbox", "nginx", "prometheus"}
+)
 FOLDER_NEEDS = {
     "server": frozenset({"triton"}),
     "notebooks": frozenset({"triton", "data"}),
@@ -32,6 +34,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "docker: needs a running container engine")
     config.addinivalue_line("markers", "gpu: needs an NVIDIA GPU")
     config.addinivalue_line("markers", "sandbox: confines programs with bubblewrap")
+    config.addinivalue_line("markers", "nginx: starts a real nginx")
+    config.addinivalue_line("markers", "prometheus: runs a real Prometheus, or its promtool")
 
 
 def promised() -> frozenset[str]:
