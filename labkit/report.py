@@ -358,7 +358,7 @@ def validate_report(report: dict[str, Any], workspace: Workspace | None = None) 
     if workspace is None:
         return
     folder = EvidenceFolder(workspace)
-    for mark in _marks(report):
+    for mark in marks(report):
         place = mark["evidence"]
         value = folder.value(place["file"], place["pointer"])
         if value != mark["value"]:
@@ -368,17 +368,17 @@ def validate_report(report: dict[str, Any], workspace: Workspace | None = None) 
             )
 
 
-def _marks(node: Any) -> Iterator[dict[str, Any]]:
+def marks(node: Any) -> Iterator[dict[str, Any]]:
     """Yield every measured value of a report, at whatever depth."""
     if isinstance(node, dict):
         if "evidence" in node and "value" in node:
             yield node
         else:
             for child in node.values():
-                yield from _marks(child)
+                yield from marks(child)
     elif isinstance(node, list):
         for child in node:
-            yield from _marks(child)
+            yield from marks(child)
 
 
 def write_report(workspace: Workspace, made_by: str) -> list[Path]:

@@ -26,7 +26,7 @@ from labkit.grading.judge.serving import CORES, MODELS
 from labkit.grading.judge.stages import split_indices
 from labkit.grading.results import Measurement
 from labkit.profiles import preset
-from labkit.report import build_report
+from labkit.report import build_report, marks, validate_report
 from labkit.repository import VARIANTS, write_config
 from labkit.workspace import MADE_BY, OPTIONAL, Workspace, write_json
 
@@ -535,6 +535,17 @@ def test_claims_of_a_file_that_cannot_be_run_are_not_confirmed(lab: Lab) -> None
     assert judgement.measurements["04.evidence"].value == pytest.approx(2 / 3, abs=1e-3)
 
 
+def test_another_network_of_the_same_accuracy_is_no_quantized_one(lab: Lab) -> None:
+    """Where FP32 guesses, garbage loses nothing against it."""
+    logits = lab.images.logits(0.1)
+    lab.probe.models["model.onnx"] = logits
+    lab.probe.models["model_int8.onnx"] = np.roll(logits, 1, axis=1)
+    judgement = lab.judge("04_quantize")
+    assert judgement.measurements["04.onnx"].value is None
+    assert "of model.onnx's answers, expected 70%" in judgement.measurements["04.onnx"].detail
+    assert not judgement.accepted
+
+
 # ---- 05
 
 
@@ -728,6 +739,31 @@ def test_a_tuned_model_that_answers_otherwise_is_found(lab: Lab) -> None:
 
 
 # ---- 08
+
+
+def test_a_report_that_leaves_out_what_was_measured_is_found(lab: Lab) -> None:
+    """With every mark taken out it still fits the schema, and says nothing that is wrong."""
+    report = lab.document("report.json")
+    places = {(mark["evidence"]["file"], mark["evidence"]["pointer"]) for mark in marks(report)}
+
+    def without_marks(node: Any) -> Any:
+        if isinstance(node, dict):
+            if "evidence" in node and "value" in node:
+                kept = {key: what for key, what in node.items()
+                        if key not in ("evidence", "value", "holds")}  # fmt: skip
+                return kept | {"status": "not measured", "reason": "no time"}
+            return {key: without_marks(what) for key, what in node.items()}
+        return list(map(without_marks, node)) if isinstance(node, list) else node
+
+    bare = without_marks(report)
+    for row in bare["variants"]:
+        row |= {"status": "not measured", "reason": "no time"}
+    validate_report(bare)
+    lab.write("report.json", bare)
+    [measurement] = lab.judge("08_report").measurements.values()
+    assert measurement.value is not None
+    assert measurement.value < 1
+    assert f"leaves out {len(places)} values" in measurement.detail
 
 
 def test_a_value_that_is_not_in_its_evidence_is_found(lab: Lab) -> None:

@@ -22,6 +22,7 @@ SAME_ANSWERS = 0.99  # share of equal predictions of an exported model
 USABLE_ANSWERS = 0.9  # less, and later notebooks go on with the reference's files
 CLAIM_TOLERANCE = 0.005  # of an accuracy that is computed again from the same images
 INT8_CLAIM_TOLERANCE = 0.01  # INT8 kernels may round otherwise on another machine
+INT8_AGREEMENT = 0.7  # share of FP32's answers at least; in smoke 0.95 and more are measured
 INT8_SIZE = 0.5  # of the FP32 file's size at most; a quarter is expected
 
 EXPORTED = {
@@ -156,6 +157,7 @@ def judge_quantization(case: Case) -> Judgement:
             case.own(name)
             logits = case.logits(name)
             _require_int8(case, name)
+            _require_same_network(_agreement(logits.held_out, reference.held_out), name)
         except UnfitFile as error:
             measurements[item] = nothing(error)
             why_not.append(str(error))
@@ -180,6 +182,19 @@ def _require_int8(case: Case, name: str) -> None:
     ratio = size / case.file("model.onnx").stat().st_size
     if ratio > INT8_SIZE:
         raise UnfitFile(f"{name} has {ratio:.0%} of the size of model.onnx: not quantized to INT8")
+
+
+def _require_same_network(agreement: float, name: str) -> None:
+    """Refuse answers of another network: where FP32 guesses, any other guess loses no accuracy.
+
+    Raises:
+        UnfitFile: they are.
+    """
+    if agreement < INT8_AGREEMENT:
+        raise UnfitFile(
+            f"{name} gives {agreement:.0%} of model.onnx's answers, expected {INT8_AGREEMENT:.0%} "
+            "or more: quantize that model"
+        )
 
 
 def _judge_quantization_claims(case: Case) -> Measurement:

@@ -16,7 +16,7 @@ from labkit.grading.judge.base import Case, Checks, Judgement, entry, nothing
 from labkit.grading.judge.models import judge_export, judge_quantization, judge_training
 from labkit.grading.judge.serving import judge_configuration, judge_queries, judge_tuning
 from labkit.grading.printable import short_line
-from labkit.report import validate_report
+from labkit.report import build_report, marks, validate_report
 from labkit.repository import VARIANTS
 from labkit.workspace import Workspace
 
@@ -109,7 +109,7 @@ def split_indices(document: Any) -> dict[str, list[int]]:
 
 
 def judge_report(case: Case) -> Judgement:
-    """The report fits its schema, and each value is the one in its evidence file."""
+    """The report fits its schema, shows what was measured, and its values are the evidence's."""
     checks = Checks()
     try:
         report = case.document("report.json")
@@ -138,9 +138,26 @@ def _report_problem(case: Case, report: Any) -> str:
         write_manifest(workspace.root, case.given)
         try:
             validate_report(report, workspace)
+            return _left_out(report, build_report(workspace))
         except Exception as error:  # of a stranger's JSON, anything
             return f"report.json: {(str(error) or type(error).__name__).splitlines()[0][:300]}"
-    return ""
+
+
+def _left_out(report: Any, expected: dict[str, Any]) -> str:
+    """Say which values that were measured a report does not show."""
+    shown = _places(report)
+    missing = [place for place in _places(expected) if place not in shown]
+    if not missing:
+        return ""
+    file, pointer = missing[0]
+    count = f"{len(missing):,} values that were measured"
+    return f"report.json leaves out {count}, such as {file}{pointer}"
+
+
+def _places(report: Any) -> dict[tuple[str, str], None]:
+    """Return file and place of every value that a report shows, in its order."""
+    found = (mark["evidence"] for mark in marks(report))
+    return dict.fromkeys((place["file"], place["pointer"]) for place in found)
 
 
 JUDGES: dict[str, Callable[[Case], Judgement]] = {
