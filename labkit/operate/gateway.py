@@ -1,0 +1,248 @@
+"""The gateway of docker/gateway on this machine: a real nginx in front of several Tritons."""
+
+import contextlib
+import http.client
+import logging
+import re
+import secrets
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psutil
+
+from labkit.errors import LabError
+from labkit.operate.programs import Program, ProgramError, find_program
+from labkit.operate.site import KEY, write_limits, write_listeners, write_place, write_upstreams
+from labkit.server.ports import LOOPBACK, choose_ports
+from labkit.workspace import project_root
+
+logger = logging.getLogger(__name__)
+
+ATTEMPTS = 3  # a free port can be taken between the choice and nginx's start
+RELOAD_LIMIT_S = 10.0
+DEFAULT_NAME = "lab"
+
+
+class GatewayError(LabError):
+    """The gateway was given something it cannot work with."""
+
+
+@dataclass
+class Gateway:
+    """nginx with the rules of docker/gateway/nginx.conf, on this machine's loopback address.
+
+    It ends with its `with` block, and also when this process exits or is killed.
+
+    Attributes:
+        http: `host:port` of each replica's HTTP endpoint.
+        grpc: `host:port` of each replica's gRPC endpoint.
+        folder: For configuration, logs and temporary files; made when missing, kept at the end. A
+            start begins the logs anew.
+        keys: Name → API key; one random key, named `lab`, when empty.
+        tls: Whether clients must speak TLS; a test certificate is made in `folder/tls`.
+        settings: Other values for the numbers of site/limits.conf, such as `{"body_cap": "1m"}`.
+            Names: see `labkit.operate.site.SETTINGS`.
+        http_port: Port for HTTP; None for a free one.
+        grpc_port: Port for gRPC; None for a free one.
+    """
+
+    http: Sequence[str]
+    grpc: Sequence[str]
+    folder: Path
+    keys: Mapping[str, str] = field(default_factory=dict, repr=False)
+    tls: bool = False
+    settings: Mapping[str, str] = field(default_factory=dict)
+    http_port: int | None = None
+    grpc_port: int | None = None
+    _ports: dict[str, int] = field(default_factory=dict, init=False, repr=False)
+    _program: Program | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.folder = Path(self.folder).absolute()
+        self.keys = dict(self.keys) or {DEFAULT_NAME: secrets.token_hex(32)}
+        for name, key in self.keys.items():
+            if not KEY.fullmatch(key) or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+                raise GatewayError(
+                    f"got a key for {name!r} that nginx cannot hold: expected 8 to 200 letters, "
+                    "digits, - and _ in the key, and at least one of these in the name"
+                )
+
+    @property
+    def http_url(self) -> str:
+        """Address of the HTTP side, `127.0.0.1:PORT`."""
+        return self._address("http")
+
+    @property
+    def grpc_url(self) -> str:
+        """Address of the gRPC side, `127.0.0.1:PORT`."""
+        return self._address("grpc")
+
+    @property
+    def key(self) -> str:
+        """The first API key, for the header X-API-Key (gRPC: metadata x-api-key)."""
+        return next(iter(self.keys.values()))
+
+    @property
+    def access_log(self) -> Path:
+        """One JSON object a line for each request."""
+        return self.folder / "logs" / "access.log"
+
+    @property
+    def error_log(self) -> Path:
+        """What nginx says about itself and the replicas."""
+        return self.folder / "logs" / "error.log"
+
+    @property
+    def ca_file(self) -> Path:
+        """Certificate authority that a client of a gateway with TLS trusts."""
+        return self.folder / "tls" / "ca.pem"
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of nginx's master; None when it does not run."""
+        return self._program.pid if self._program is not None else None
+
+    @property
+    def running(self) -> bool:
+        """Whether nginx is alive."""
+        return self._program is not None and self._program.running
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def start(self) -> Self:
+        """Write the site, start nginx and wait until it listens.
+
+        Raises:
+            MissingProgram: nginx, or with TLS openssl, is not installed.
+            GatewayError: An address or a setting is not one.
+            PortInUse: A given port is held; the message names the process.
+            ProgramError: nginx ended, or did not listen in time.
+        """
+        nginx = find_program("nginx")
+        self._write_site()
+        wanted = {"http": self.http_port, "grpc": self.grpc_port}
+        for attempt in range(1, ATTEMPTS + 1):
+            self._ports = choose_ports(wanted)
+            write_listeners(self.folder / "site", self._ports, self.tls)
+            self._program = Program(
+                "nginx",
+                [nginx, "-p", f"{self.folder}/", "-c", self.folder / "nginx.conf",
+                 "-e", "logs/error.log"],
+                self.folder / "logs" / "nginx.log",
+                self._listens,
+                stop_signal=signal.SIGQUIT,  # finish the requests under way, then end
+            )  # fmt: skip
+            try:
+                self._program.start()
+            except ProgramError as error:
+                taken = "Address already in use" in self._words()
+                if taken and attempt < ATTEMPTS and not any(wanted.values()):
+                    continue
+                raise ProgramError(f"{error}\n{self._words()}") from None
+            break
+        logger.info("the gateway listens at %s (HTTP) and %s (gRPC)", self.http_url, self.grpc_url)
+        return self
+
+    def stop(self) -> None:
+        """Let nginx finish the requests under way, and end it."""
+        if self._program is not None:
+            self._program.stop()
+
+    def reload(self, http: Sequence[str], grpc: Sequence[str]) -> None:
+        """Put other replicas behind the gateway; requests under way end where they are.
+
+        Args:
+            http: `host:port` of each replica's HTTP endpoint.
+            grpc: `host:port` of each replica's gRPC endpoint.
+
+        Raises:
+            GatewayError: An address is not one; the gateway goes on as it was.
+            ProgramError: The gateway does not run, or did not take the new replicas.
+        """
+        if self._program is None or not self._program.running:
+            raise ProgramError("the gateway does not run: use `with Gateway(…) as gateway:`")
+        write_upstreams(self.folder / "site", http, grpc, self.settings)
+        self.http, self.grpc = http, grpc
+        before = self._workers()
+        self._program.send(signal.SIGHUP)
+        self._program.wait_for(
+            lambda: bool(self._workers() - before) and self._listens(),
+            "serving the new replicas",
+            RELOAD_LIMIT_S,
+        )
+
+    def _address(self, endpoint: str) -> str:
+        if endpoint not in self._ports:
+            raise GatewayError("the gateway is not started: use `with Gateway(…) as gateway:`")
+        return f"{LOOPBACK}:{self._ports[endpoint]}"
+
+    def _write_site(self) -> None:
+        """Write the rules, which are docker/gateway's own, and the files of this place."""
+        source = project_root() / "docker" / "gateway"
+        if not (source / "nginx.conf").is_file():
+            raise GatewayError(f"got no {source}/nginx.conf, expected the lab's checkout there")
+        site = self.folder / "site"
+        for folder in (site, self.folder / "logs", self.folder / "temp"):
+            folder.mkdir(parents=True, exist_ok=True)
+        self.folder.chmod(0o700)  # the keys are in it
+        for log in (self.access_log, self.error_log):
+            log.unlink(missing_ok=True)
+        shutil.copyfile(source / "nginx.conf", self.folder / "nginx.conf")
+        write_place(site, self.keys)
+        write_limits(site, source / "site" / "limits.conf", self.settings)
+        write_upstreams(site, self.http, self.grpc, self.settings)
+        if self.tls:
+            find_program("openssl")
+            script = source / "make_certificate.sh"
+            subprocess.run(
+                ["sh", script, self.folder / "tls", "--force"], check=True, capture_output=True
+            )
+
+    def _listens(self) -> bool:
+        """Say whether nginx answers on both ports."""
+        connection: http.client.HTTPConnection
+        port = self._ports["http"]
+        if self.tls:
+            context = ssl.create_default_context(cafile=str(self.ca_file))
+            connection = http.client.HTTPSConnection(LOOPBACK, port, timeout=2, context=context)
+        else:
+            connection = http.client.HTTPConnection(LOOPBACK, port, timeout=2)
+        try:
+            with contextlib.closing(connection):
+                connection.request("GET", "/healthz")
+                if connection.getresponse().status != http.client.OK:
+                    return False
+            with socket.create_connection((LOOPBACK, self._ports["grpc"]), timeout=2):
+                return True
+        except (OSError, http.client.HTTPException):
+            return False
+
+    def _workers(self) -> set[int]:
+        """Return the process ids of nginx's workers, ending ones included."""
+        try:
+            return {process.pid for process in psutil.Process(self.pid).children()}
+        except psutil.NoSuchProcess:
+            return set()
+
+    def _words(self) -> str:
+        """Return the end of nginx's error log."""
+        if not self.error_log.is_file():
+            return ""
+        return "\n".join(self.error_log.read_text(errors="replace").splitlines()[-10:])

@@ -1,0 +1,236 @@
+"""Programs that the lab does not bring along: find them, run them, and leave nothing behind."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from labkit.errors import LabError
+from labkit.server import supervisor
+from labkit.server.run_folder import make_run_folder, remove_abandoned
+
+POLL_S = 0.02
+KILL_MARGIN_S = 5.0  # beyond the grace of the supervisor, before it is killed itself
+LAST_LINES = 15
+# Debian keeps servers out of a user's PATH.
+SYSTEM_FOLDERS = ("/usr/sbin", "/usr/local/sbin", "/sbin")
+
+DEBIAN = (
+    "apt-get install {package}; without root: apt-get download {package}, "
+    "dpkg -x {package}_*.deb FOLDER, and put the folder of the program in PATH"
+)
+HOW_TO_GET = {
+    "nginx": DEBIAN.format(package="nginx-light") + "; or conda install -c conda-forge nginx",
+    "prometheus": DEBIAN.format(package="prometheus"),
+    "promtool": DEBIAN.format(package="prometheus"),
+    "openssl": DEBIAN.format(package="openssl"),
+    "docker-compose": DEBIAN.format(package="docker-compose"),
+}
+
+
+class MissingProgram(LabError):
+    """A program that this machine does not have; the message says how to get it."""
+
+
+class ProgramError(LabError):
+    """A program could not be started, or ended on its own."""
+
+
+def find_program(name: str) -> Path:
+    """Return the path of a program: from PATH, else from where systems keep their servers.
+
+    Raises:
+        MissingProgram: It is in none of these folders.
+    """
+    path = os.environ.get("PATH", os.defpath)
+    found = shutil.which(name, path=os.pathsep.join([path, *SYSTEM_FOLDERS]))
+    if found is None:
+        how = HOW_TO_GET.get(name, "install it and put its folder in PATH")
+        raise MissingProgram(
+            f"the program {name} is not here, neither in PATH nor in "
+            f"{', '.join(SYSTEM_FOLDERS)}: {how}"
+        )
+    return Path(found)
+
+
+@dataclass
+class Program:
+    """A program that runs for the length of a `with` block.
+
+    The supervisor that also stands between the lab and Triton starts it, so it ends with the block,
+    with Ctrl-C, and when this process is killed, together with every process of its group.
+
+    Attributes:
+        name: For messages, such as `nginx`.
+        command: The program and its arguments; it must stay in the foreground.
+        log_path: File for what it prints; begun anew at each start.
+        ready: Says whether the program does its work by now; asked again and again.
+        environment: Further environment variables.
+        stop_signal: Asks the program to end in order.
+        start_limit_s: How long it may take to become ready.
+        stop_limit_s: How long it may take to end in order before it is killed.
+        pid: Of the running program; None before the start and after the stop.
+    """
+
+    name: str
+    command: Sequence[str | Path]
+    log_path: Path
+    ready: Callable[[], bool]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    stop_signal: signal.Signals = signal.SIGTERM
+    start_limit_s: float = 20.0
+    stop_limit_s: float = 10.0
+    pid: int | None = field(default=None, init=False)
+    _supervisor: "subprocess.Popen[str] | None" = field(default=None, init=False, repr=False)
+    _owner_pid: int = field(default=0, init=False, repr=False)
+
+    @property
+    def running(self) -> bool:
+        """Whether the program is alive."""
+        return self._supervisor is not None and self._supervisor.poll() is None
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def start(self) -> Self:
+        """Start the program and wait until it is ready.
+
+        Raises:
+            ProgramError: It runs already, ended at once, or was not ready in time.
+        """
+        if self.running:
+            raise ProgramError(f"{self.name} already runs, as process {self.pid}: stop it first")
+        remove_abandoned()
+        self._launch()
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def stop(self) -> None:
+        """End the program in order, else by force; return when no process of it is left."""
+        process, self._supervisor = self._supervisor, None
+        pid, self.pid = self.pid, None
+        if process is None or os.getpid() != self._owner_pid:  # a forked child's copy of this
+            return
+        if pid is not None and process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, self.stop_signal)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(self.stop_limit_s)
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        try:
+            process.wait(2 * KILL_MARGIN_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to the program.
+
+        Raises:
+            ProgramError: It does not run.
+        """
+        if self.pid is None or not self.running:
+            raise ProgramError(self._describe("does not run"))
+        os.kill(self.pid, number)
+
+    def wait_for(self, condition: Callable[[], bool], what: str, limit_s: float) -> None:
+        """Wait until a condition holds while the program runs.
+
+        Args:
+            condition: Asked again and again.
+            what: Ends the sentence "… was not" when the time is over, such as `ready`.
+            limit_s: How long to wait.
+
+        Raises:
+            ProgramError: The program ended, or the condition did not hold in time.
+        """
+        deadline = time.monotonic() + limit_s
+        while not condition():
+            if not self.running:
+                raise ProgramError(self._describe("ended on its own"))
+            if time.monotonic() > deadline:
+                raise ProgramError(self._describe(f"was not {what} after {limit_s:g} s"))
+            time.sleep(POLL_S)
+
+    def last_lines(self) -> str:
+        """Return the end of the log."""
+        if not self.log_path.is_file():
+            return "(no log)"
+        lines = self.log_path.read_text(errors="replace").splitlines()[-LAST_LINES:]
+        return "\n".join(lines) or "(the log is empty)"
+
+    def _describe(self, what: str) -> str:
+        return f"{self.name} {what}; its last words:\n{self.last_lines()}\nLog: {self.log_path}"
+
+    def _wait_until_ready(self) -> None:
+        self.wait_for(self.ready, "ready", self.start_limit_s)
+        if not self.running:  # whatever answered was another program
+            raise ProgramError(self._describe("ended on its own"))
+
+    def _launch(self) -> None:
+        """Start the supervisor, which starts the program."""
+        self.log_path = Path(self.log_path).absolute()
+        self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        self.log_path.write_bytes(b"")
+        run_folder, lock_fd = make_run_folder()
+        job = {
+            "command": [str(part) for part in self.command],
+            "environment": {**os.environ, **self.environment},
+            "remove_command": [],
+            "run_folder": str(run_folder),
+            "lock_fd": lock_fd,
+            "log_path": str(self.log_path),
+            "grace_s": KILL_MARGIN_S,
+            "parent_pid": os.getpid(),
+        }
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-I", supervisor.__file__, json.dumps(job)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                text=True,
+                pass_fds=[lock_fd],
+                start_new_session=True,  # a terminal's Ctrl-C reaches only this process
+            )
+        except BaseException:
+            supervisor.remove_files(run_folder)
+            raise
+        finally:
+            os.close(lock_fd)
+        self._supervisor, self._owner_pid = process, os.getpid()
+        weakref.finalize(self, _terminate, process, os.getpid())  # also at interpreter exit
+        assert process.stdout is not None
+        with process.stdout as output:
+            first_line = output.readline().strip()
+        if not first_line.isdecimal():
+            self.stop()
+            raise ProgramError(f"{self.command[0]} cannot be executed; expected a program")
+        self.pid = int(first_line)
+
+
+def _terminate(process: "subprocess.Popen[str]", owner_pid: int) -> None:
+    if os.getpid() == owner_pid and process.poll() is None:
+        process.terminate()
