@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from labkit.grading.pages import href, words_for
+from labkit.grading.pages import feedback_link, words_for
 from labkit.grading.results import FAILED, GRADER_ERROR, REJECTED, Result
 from labkit.grading.roster import Person, roster_key, without_submission
 
@@ -116,7 +116,7 @@ def _matter(
 ) -> Matter:
     """Collect the students for whom `why` gives a reason, which may be empty; None is no reason."""
     found = [
-        Mention(result.student, href("feedback", result.student, "index.html"), reason)
+        Mention(result.student, feedback_link(result.student), reason)
         for result in results
         if (reason := why(result)) is not None
     ]

@@ -11,8 +11,7 @@ import numpy as np
 
 from labkit.grading.attention import SameFiles, attention, same_files
 from labkit.grading.class_pictures import class_pictures, stages_of
-from labkit.grading.feedback import INDEX
-from labkit.grading.pages import by_name, environment, href, words_for, write_page
+from labkit.grading.pages import by_name, environment, feedback_link, words_for, write_page
 from labkit.grading.results import GRADED, Result
 from labkit.grading.roster import Person, read_roster
 
@@ -108,4 +107,4 @@ def render_class_page(
 def _row(result: Result) -> Row:
     """Return a student's line of the table."""
     kinds = {record.stage: words_for(record.verdict).kind for record in result.stages}
-    return Row(result, href("feedback", result.student, INDEX), kinds)
+    return Row(result, feedback_link(result.student), kinds)

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -199,24 +199,26 @@ def _dask(scheduler: str, workers: int, out: Path) -> Iterator[Callable[..., Any
         raise DaskUnavailable(
             "--scheduler needs the package distributed: pip install 'labkit[dask]'"
         ) from None
-    try:
-        cluster = None
-        if scheduler == LOCAL_CLUSTER:
-            cluster = LocalCluster(
-                n_workers=workers, threads_per_worker=1, dashboard_address=None, host="127.0.0.1"
-            )
-        client = Client(cluster or scheduler, timeout=10)
-    except (OSError, ValueError) as error:
-        raise DaskUnavailable(f"the scheduler {scheduler} does not answer: {error}") from error
-    try:
-        yield lambda *task: client.submit(run_worker, *task, pure=False, retries=DASK_RETRIES)
-    except BaseException:
-        (out / STOP).touch()
-        raise
-    finally:
-        client.close()
-        if cluster is not None:
-            cluster.close()
+    with ExitStack() as stack:
+        try:
+            address: Any = scheduler
+            if scheduler == LOCAL_CLUSTER:
+                address = stack.enter_context(
+                    LocalCluster(
+                        n_workers=workers,
+                        threads_per_worker=1,
+                        dashboard_address=None,
+                        host="127.0.0.1",
+                    )
+                )
+            client = stack.enter_context(Client(address, timeout=10))
+        except (OSError, ValueError) as error:
+            raise DaskUnavailable(f"the scheduler {scheduler} does not answer: {error}") from error
+        try:
+            yield lambda *task: client.submit(run_worker, *task, pure=False, retries=DASK_RETRIES)
+        except BaseException:
+            (out / STOP).touch()
+            raise
 
 
 def _as_completed(

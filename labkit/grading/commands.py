@@ -54,7 +54,9 @@ def grade(
     reference: Annotated[
         Path | None, typer.Option(help="A run of the solved notebooks; made when left out.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Chooses the hidden images and inputs.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Of hidden images and inputs; else this checkout's.")
+    ] = None,
     isolation: Annotated[str, typer.Option(help="bubblewrap, or none")] = "bubblewrap",
 ) -> None:
     """Grade a class: run every notebook in a sandbox, measure what it made, write feedback."""
@@ -62,7 +64,7 @@ def grade(
     from labkit.grading.classroom import grade_class
     from labkit.grading.intake import find_submissions
     from labkit.grading.limits import memory_for
-    from labkit.grading.plan import Plan
+    from labkit.grading.plan import Plan, seed_for
     from labkit.grading.publish import publish
     from labkit.grading.reference import Reference, reference_folder
     from labkit.grading.roster import read_roster
@@ -85,7 +87,8 @@ def grade(
     confinement = find_isolation(isolation)
     run = (reference or reference_folder(profile)).absolute()
     memory_mib = memory_for(min(workers, len(chosen)))
-    wanted = Plan(out.absolute(), profile, run, seed, isolation, memory_mib)
+    chosen_seed = seed_for(out) if seed is None else seed
+    wanted = Plan(out.absolute(), profile, run, chosen_seed, isolation, memory_mib)
     plan = Plan.begin(wanted, rubric, resume or bool(only))
     for line in left_out:
         console.print(f"[yellow]{escape(line)}[/]")

@@ -121,7 +121,7 @@ def _keep_notebook(run: Path, job: Job) -> str:
     try:
         copy_plain(run.parent, f"{run.name}/notebooks/{job.stage}.ipynb", job.keep / EXECUTED)
         return ""
-    except (UnfitFile, OSError) as error:
+    except UnfitFile as error:
         return f"no executed notebook was left ({error})"
 
 

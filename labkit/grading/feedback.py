@@ -5,8 +5,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from labkit.grading.intake import safe_name
 from labkit.grading.notebook_page import render_notebook
-from labkit.grading.pages import environment, href, one_line, write_page
+from labkit.grading.pages import (
+    INDEX,
+    environment,
+    href,
+    one_line,
+    write_page,
+)
 from labkit.grading.results import (
     AMBIGUOUS,
     INVALID,
@@ -18,7 +25,6 @@ from labkit.grading.results import (
 )
 from labkit.workspace import MADE_BY
 
-INDEX: Final = "index.html"
 EXECUTED: Final = "executed.ipynb"
 NOT_RUN: Final = frozenset({MISSING, AMBIGUOUS, INVALID})
 MOST_LOSSES: Final = 3
@@ -64,18 +70,19 @@ class Loss:
     hint: str
 
 
-def write_feedback(out: Path, result: Result, evidence: Path) -> Path:
+def write_feedback(out: Path, result: Result, evidence: Path, title: str = "") -> Path:
     """Write the pages of one student.
 
     Args:
         out: Folder of the grades; the pages go to `feedback/<student>/` below it.
         result: What was graded.
         evidence: The submission's folder with `<stage>/executed.ipynb`.
+        title: Of the rubric.
 
     Returns:
         The first page, `index.html`.
     """
-    folder = out / "feedback" / result.student
+    folder = out / "feedback" / safe_name(result.student)
     for record in result.stages:
         page = folder / f"{record.stage}.html"
         if record.verdict in NOT_RUN:
@@ -83,10 +90,10 @@ def write_feedback(out: Path, result: Result, evidence: Path) -> Path:
         else:
             executed = evidence / record.stage / EXECUTED
             write_page(page, render_notebook(executed, result.student, record.stage))
-    return write_page(folder / INDEX, render_feedback(result))
+    return write_page(folder / INDEX, render_feedback(result, title))
 
 
-def render_feedback(result: Result) -> str:
+def render_feedback(result: Result, title: str = "") -> str:
     """Return the first page of a student's feedback as HTML.
 
     Nothing on it comes from other students' submissions, or tells what a hidden item measured.
@@ -97,6 +104,7 @@ def render_feedback(result: Result) -> str:
         .get_template("feedback.html")
         .render(
             result=result,
+            title=title,
             headline=_headline(result),
             losses=_losses(items),
             stages=list(_stages(result, items)),

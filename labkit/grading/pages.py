@@ -12,8 +12,11 @@ from urllib.parse import quote
 import jinja2
 
 from labkit.grading import results
+from labkit.grading.intake import safe_name
 from labkit.grading.results import Result
 from labkit.workspace import write_text
+
+INDEX: Final = "index.html"
 
 # What a browser may load while it shows one of these pages: nothing but what is in the page.
 POLICY: Final = (
@@ -122,6 +125,11 @@ def one_line(text: str) -> str:
 def href(*parts: str) -> str:
     """Return a relative link to `parts`, a folder or file name each."""
     return "/".join(quote(os.fsencode(part), safe="") for part in parts)
+
+
+def feedback_link(student: str) -> str:
+    """Return the link from the class page to a student's feedback."""
+    return href("feedback", safe_name(student), INDEX)
 
 
 def by_name(found: Iterable[Result]) -> list[Result]:

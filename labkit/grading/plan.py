@@ -1,6 +1,7 @@
 """What a grading of a class is: its settings, written down beside its results."""
 
 import fcntl
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -14,9 +15,11 @@ from labkit.grading.reference import Reference
 from labkit.grading.results import Result, read_result
 from labkit.grading.rubric import RUBRIC, Rubric, load_rubric
 from labkit.grading.sandbox import BUBBLEWRAP, Isolation, find_isolation
-from labkit.workspace import read_json, write_json
+from labkit.workspace import project_root, read_json, write_json
 
 PLAN, RUBRIC_COPY, LOCK = "grading.json", "rubric.toml", ".lock"
+SEED = "grading-seed.json"
+MAX_SEED = 2**31
 
 
 class PlanError(UsageError):
@@ -151,6 +154,25 @@ class Plan:
     def results(self) -> list[Result]:
         """Return all results, by name."""
         return sorted(map(read_result, self.result_files()), key=lambda result: result.student)
+
+
+def seed_for(out: Path) -> int:
+    """Return the seed of a grading that is given none: the one it was begun with, else our own.
+
+    This checkout's own seed is drawn when it is first asked for and kept in `runs/`, so that the
+    same class gets the same grades twice and no student can know the hidden inputs beforehand.
+    """
+    if (out / PLAN).is_file():
+        return Plan.load(out).seed
+    path = project_root() / "runs" / SEED
+    if not path.is_file():
+        path.parent.mkdir(exist_ok=True)
+        write_json(path, secrets.randbelow(MAX_SEED))
+        path.chmod(0o600)
+    seed = read_json(path)
+    if not isinstance(seed, int) or not 0 <= seed < MAX_SEED:
+        raise PlanError(f"{path} holds no seed: delete it, and another one is drawn")
+    return seed
 
 
 @contextmanager

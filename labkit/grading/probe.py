@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labkit.grading import probes
-from labkit.grading.box import PROBES, open_box
+from labkit.grading.box import PROBES, open_box, remove
 from labkit.grading.files import UnfitFile, read_plain
 from labkit.grading.limits import Limits
 from labkit.grading.sandbox import BUBBLEWRAP, Confined, Isolation
@@ -126,7 +126,7 @@ class Probe:
         for folder in (self._in, self._out):
             for path in folder.iterdir():
                 if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path, ignore_errors=True)
+                    remove(path)
                 else:
                     path.unlink(missing_ok=True)
 

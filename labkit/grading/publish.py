@@ -8,7 +8,7 @@ from pathlib import Path
 from labkit.grading.class_page import write_class_page
 from labkit.grading.feedback import write_feedback
 from labkit.grading.gradebook import write_gradebooks
-from labkit.grading.plan import Plan
+from labkit.grading.plan import Plan, locked
 from labkit.grading.results import Result, write_result
 
 # Equal in every submission by construction: the data and the seed decide them.
@@ -25,13 +25,18 @@ def publish(plan: Plan, results: Sequence[Result], roster: Path | None = None) -
 
     Returns:
         The pages and tables that an instructor opens: class page, gradebooks.
+
+    Raises:
+        GradingRuns: another process grades into the same folder.
     """
+    title = plan.rubric.title
     marked = mark_copies(results)
-    for result in marked:
-        write_result(plan.result_path(result.student), result)
-        write_feedback(plan.out, result, plan.evidence(result.student))
-    page = write_class_page(plan.out, marked, plan.rubric.title, roster)
-    return [page, *write_gradebooks(plan.out, marked, plan.rubric.title, roster)]
+    with locked(plan.out):
+        for result in marked:
+            write_result(plan.result_path(result.student), result)
+            write_feedback(plan.out, result, plan.evidence(result.student), title)
+        page = write_class_page(plan.out, marked, title, roster)
+        return [page, *write_gradebooks(plan.out, marked, title, roster)]
 
 
 def mark_copies(results: Sequence[Result]) -> list[Result]:

@@ -5,6 +5,7 @@ that says which of several limits was hit. So a loop looks at /proc several time
 and kills. What it may overshoot is what can be used up between two looks; see `Watch`.
 """
 
+import errno
 import os
 import shutil
 import time
@@ -112,7 +113,10 @@ class Watch:
         if time.monotonic() < self._next_scan:
             return None
         limits = self.limits
-        used_mib, files = disk_usage(self.folder, limits.disk_mib, limits.files)
+        try:
+            used_mib, files = disk_usage(self.folder, limits.disk_mib, limits.files)
+        except TooDeep:
+            return DISK, "made folders that lie too deep in each other to be counted"
         self._next_scan = time.monotonic() + SCAN_EVERY_S
         if used_mib > limits.disk_mib:
             return DISK, f"wrote more than {limits.disk_mib:,} MiB"
@@ -179,10 +183,17 @@ def _kib(text: str, name: str) -> int:
     return int(text[start + len(name) + 1 :].split(maxsplit=1)[0]) if start >= 0 else 0
 
 
+class TooDeep(Exception):
+    """A folder's path is longer than the system takes."""
+
+
 def disk_usage(folder: Path, limit_mib: float, limit_files: int) -> tuple[float, int]:
     """Return MiB and number of entries below a folder; counting ends soon after a limit.
 
     Links are not followed. What cannot be read, because its owner hid it, is counted as an entry.
+
+    Raises:
+        TooDeep: there may be more below a folder that no path leads to.
     """
     used, files, waiting = 0, 0, [folder]
     while waiting:
@@ -192,7 +203,9 @@ def disk_usage(folder: Path, limit_mib: float, limit_files: int) -> tuple[float,
                     files += 1
                     try:
                         used += entry.stat(follow_symlinks=False).st_blocks * 512
-                    except OSError:
+                    except OSError as error:
+                        if error.errno == errno.ENAMETOOLONG:
+                            raise TooDeep from error
                         continue
                     if entry.is_dir(follow_symlinks=False):
                         waiting.append(Path(entry.path))

@@ -63,6 +63,14 @@ for number in range(300):
     open(f"/tmp/{number}", "w").write("x")
 time.sleep(4)
 """
+BURIES = """
+import os, time
+for step in range(30):
+    os.mkdir("x" * 250)
+    os.chdir("x" * 250)
+open("y", "wb").write(b"y" * 2**25)
+time.sleep(6)
+"""
 PRINTS = "import time\nfor _ in range(8):\n    print('x' * 2**20, flush=True)\ntime.sleep(4)"
 PRINTS_ASIDE = PRINTS.replace("flush=True", "flush=True, file=__import__('sys').stderr")
 SLEEPS = "import time\ntime.sleep(8)"
@@ -112,6 +120,7 @@ def runs(process: psutil.Process) -> bool:
         pytest.param(OOM, CHILDREN_GROW, {"memory_mib": 200}, id="memory of children"),
         pytest.param(PROCESSES, FORKS, {"processes": 20}, id="processes"),
         pytest.param(DISK, WRITES, {"disk_mib": 20}, id="disk"),
+        pytest.param(DISK, BURIES, {}, id="below where any path leads"),
         pytest.param(DISK, SCATTERS, {"files": 100}, id="files"),
         pytest.param(OUTPUT, PRINTS, {"output_mib": 1}, id="output"),
         pytest.param(OUTPUT, PRINTS_ASIDE, {"output_mib": 1}, id="error output"),

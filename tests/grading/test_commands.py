@@ -172,17 +172,18 @@ def test_grades_that_are_there_are_not_written_over(
     labkit: Command, submissions: Path, reference: Path, tmp_path: Path, ran: list[Any]
 ) -> None:
     command = ("grade", submissions, "--out", tmp_path / "grades", "--reference", reference)
-    assert labkit(*command)[0] == 0
+    assert labkit(*command, "--seed", "3")[0] == 0
     before = everything_below(tmp_path / "grades")
     status, said = labkit(*command)
     assert status == 2
     assert "holds 2 results: go on with --resume, or name another folder" in said
     status, said = labkit(*command, "--resume", "--seed", "5")
     assert status == 2
-    assert "was begun with other settings: seed: 0, now 5" in said
+    assert "was begun with other settings: seed: 3, now 5" in said
     assert len(ran) == 1
     assert everything_below(tmp_path / "grades") == before
     assert labkit(*command, "--resume")[0] == 0
+    assert ran[-1]["plan"].seed == 3, "it goes on with its own"
 
 
 def test_existing_grades_are_noticed_before_a_reference_is_made(

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import distributed
 import psutil
 import pytest
 from tiny import reference_run, write_notebook
@@ -109,6 +110,23 @@ def test_a_scheduler_that_does_not_answer_is_one_sentence(tmp_path: Path) -> Non
     with pytest.raises(DaskUnavailable, match="does not answer"):
         grade_class(plan, sources, scheduler=f"tcp://127.0.0.1:{free_port()}")
     assert time.monotonic() - begin < 30
+
+
+def test_a_cluster_that_cannot_be_used_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clusters = []
+
+    def refuse(cluster: distributed.LocalCluster, **options: object) -> None:
+        clusters.append(cluster)
+        raise OSError("no answer")
+
+    monkeypatch.setattr(distributed, "Client", refuse)
+    plan = make_plan(tmp_path, ["ada"])
+    sources, _ = find_submissions(tmp_path / "class")
+    with pytest.raises(DaskUnavailable, match="no answer"):
+        grade_class(plan, sources, workers=1, scheduler="local")
+    assert [cluster.status.name for cluster in clusters] == ["closed"]
 
 
 def test_a_cluster_on_this_machine(tmp_path: Path) -> None:

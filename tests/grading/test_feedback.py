@@ -28,8 +28,9 @@ from factory import (
 
 from labkit.grading import notebook_page, results
 from labkit.grading.feedback import render_feedback, write_feedback
+from labkit.grading.intake import safe_name
 from labkit.grading.notebook_page import render_notebook
-from labkit.grading.pages import VERDICT_WORDS, points_text, seconds_text
+from labkit.grading.pages import VERDICT_WORDS, feedback_link, points_text, seconds_text
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
 ALLOWED = {
@@ -205,10 +206,18 @@ def test_links_are_quoted_for_any_folder_name(tmp_path: Path) -> None:
     name = 'Smith, "J" #1?&%41 ünï'
     write_executed(tmp_path / "evidence", name, "01_data", [code_cell("1")])
     index = write_feedback(tmp_path, make_result(name), tmp_path / "evidence" / name)
-    assert index == tmp_path / "feedback" / name / "index.html"
+    assert index == tmp_path / "feedback" / safe_name(name) / "index.html"
     for link in Page(index.read_text(encoding="utf-8")).links():
         if not link.startswith("#"):
             assert (index.parent / unquote(link)).is_file()
+
+
+@pytest.mark.parametrize("name", [".", "..", "a/../..", "-rf", "CON:"])
+def test_pages_lie_in_a_folder_of_their_own_whatever_the_name(tmp_path: Path, name: str) -> None:
+    index = write_feedback(tmp_path, make_result(name), tmp_path / "evidence" / "x")
+    assert index.parent.parent == tmp_path / "feedback"
+    assert index.parent.resolve() == index.parent
+    assert (tmp_path / unquote(feedback_link(name))).samefile(index)
 
 
 def test_a_folder_name_that_is_not_utf8_gets_its_pages(tmp_path: Path) -> None:

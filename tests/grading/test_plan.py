@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from labkit.errors import LabError, UsageError
-from labkit.grading.plan import GradingRuns, Plan, PlanError, locked
+from labkit.grading import plan as plan_module
+from labkit.grading.plan import GradingRuns, Plan, PlanError, locked, seed_for
 from labkit.grading.results import GRADED, Result, write_result
 from labkit.grading.rubric import RUBRIC, load_rubric
 
@@ -42,6 +43,31 @@ def test_a_grading_goes_on_with_its_own_settings_only(
     with pytest.raises(PlanError, match=next(iter(change))):
         Plan.begin(replace(plan, **change), None, resume=True)  # type: ignore[arg-type]
     assert Plan.load(plan.out) == plan, "what is there is untouched"
+
+
+def test_a_seed_is_drawn_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same class gets the same grades twice, and nobody knows the inputs beforehand."""
+    seeds = []
+    for name in ("one", "two"):
+        monkeypatch.setattr(plan_module, "project_root", lambda name=name: tmp_path / name)
+        (tmp_path / name).mkdir()
+        seeds.append(seed_for(tmp_path / "new"))
+        assert seed_for(tmp_path / "another") == seeds[-1]
+        kept = tmp_path / name / "runs" / "grading-seed.json"
+        assert kept.stat().st_mode & 0o077 == 0
+    assert seeds[0] != seeds[1], "once in two thousand million runs"
+    assert seed_for(begun(tmp_path).out) == 3, "a grading goes on with its own"
+
+
+@pytest.mark.parametrize("content", ['"5"', "-1", "null", str(2**31)])
+def test_a_damaged_seed_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    monkeypatch.setattr(plan_module, "project_root", lambda: tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "grading-seed.json").write_text(content)
+    with pytest.raises(PlanError, match="holds no seed: delete it"):
+        seed_for(tmp_path / "new")
 
 
 def test_another_rubric_is_for_regrade(tmp_path: Path) -> None:

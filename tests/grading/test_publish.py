@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from factory import make_result
 
-from labkit.grading.plan import Plan
+from labkit.grading.plan import GradingRuns, Plan, locked
 from labkit.grading.publish import mark_copies, publish
 from labkit.grading.results import FAILED, GRADED, REJECTED, Result, StageRecord, read_result
 
@@ -95,6 +95,12 @@ def test_everybody_gets_a_page_and_the_class_its_own(plan: Plan) -> None:
     assert [line.split(",")[0] for line in gradebook.splitlines()[1:]] == [
         "ada", "bea", "cleo", "dora",
     ]  # fmt: skip
+
+
+def test_nothing_is_written_while_another_grader_does(plan: Plan) -> None:
+    with locked(plan.out), pytest.raises(GradingRuns):
+        publish(plan, [make_result("ada")])
+    assert not (plan.out / "feedback").exists()
 
 
 def test_marks_are_kept_with_the_results(plan: Plan) -> None:
