@@ -158,6 +158,19 @@ def write_manifest(run: Path, names: Iterable[str]) -> None:
 
 
 @contextmanager
+def readable() -> Iterator[None]:
+    """Make files that the sandbox's user can read, whatever the umask of whoever grades.
+
+    What is kept stays private as far as the folder of the grading is.
+    """
+    former = os.umask(0o022)
+    try:
+        yield
+    finally:
+        os.umask(former)
+
+
+@contextmanager
 def open_box(parent: Path, isolation: Isolation) -> Iterator[Box]:
     """Make a box in a folder; remove it at the end, whatever a program did to its permissions."""
     parent.mkdir(parents=True, exist_ok=True)

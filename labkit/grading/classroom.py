@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.errors import LabError
-from labkit.grading.box import make_home, remove
+from labkit.grading.box import make_home, readable, remove
 from labkit.grading.grade import HOME, WORK, reference_notebooks
 from labkit.grading.intake import Source, safe_name, take_in
 from labkit.grading.plan import Plan, locked
@@ -78,7 +78,8 @@ def grade_class(
     """
     with locked(plan.out):
         _clean(plan.out)  # what a grading that was killed has left
-        make_home(plan.out / HOME)
+        with readable():
+            make_home(plan.out / HOME)
         done: dict[str, Result] = {}
         for source in sources:
             if earlier := earlier_result(plan, source):

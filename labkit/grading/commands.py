@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+import labkit
 from labkit.errors import LabError, UsageError
 from labkit.grading.results import GRADED, OK, Result
 
@@ -69,7 +70,8 @@ def grade(
     from labkit.grading.reference import Reference, reference_folder
     from labkit.grading.roster import read_roster
     from labkit.grading.rubric import load_rubric
-    from labkit.grading.sandbox import BUBBLEWRAP, NONE, find_isolation
+    from labkit.grading.sandbox import BUBBLEWRAP, NONE, find_isolation, require_readable
+    from labkit.workspace import cache_dir
 
     # Everything that can be wrong is said before anything runs.
     with _wrong_usage():
@@ -95,6 +97,8 @@ def grade(
     if isolation == "none":
         console.print("[yellow]no isolation:[/] student code runs as you, with all your files")
     fetch()
+    for folder in (cache_dir(), Path(labkit.__file__).parent):
+        require_readable(confinement, folder)
     if reference is None:
         _ensure_reference(run, profile)
     found = f"{len(chosen)} submissions, profile {profile}, {confinement}, into {out}"

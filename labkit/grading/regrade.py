@@ -9,7 +9,7 @@ from pathlib import Path
 from labkit.chain import STAGES
 from labkit.grading.artifacts import kept
 from labkit.grading.assessment import Assessment
-from labkit.grading.box import remove
+from labkit.grading.box import readable, remove
 from labkit.grading.exercises import judge_exercises, read_answers
 from labkit.grading.grade import EXERCISE_ANSWERS, WORK, judge_sha256, scored
 from labkit.grading.heldout import GradingImages, ImageFiles
@@ -42,7 +42,7 @@ def regrade(
         The plan with the new rubric, and all results.
     """
     load_rubric(rubric or plan.out / RUBRIC_COPY, plan.profile)
-    with locked(plan.out):
+    with locked(plan.out), readable():
         if rubric is not None and rubric.resolve() != (plan.out / RUBRIC_COPY).resolve():
             shutil.copyfile(rubric, plan.out / RUBRIC_COPY)
         plan = Plan.load(plan.out)

@@ -105,13 +105,30 @@ def _bubblewraps() -> list[str]:
     return list(dict.fromkeys(path for path in found if path and Path(path).is_file()))
 
 
+def require_readable(isolation: Isolation, folder: Path) -> None:
+    """See that the sandbox's user, who is another one where root grades, can read a folder.
+
+    Raises:
+        SandboxUnavailable: it cannot; without this each notebook would fail for that.
+    """
+    if os.geteuid() != 0 or isolation.kind != BUBBLEWRAP:
+        return
+    for path in (folder, *folder.rglob("*")):
+        needed = 0o005 if path.is_dir() else 0o004
+        if path.stat().st_mode & needed != needed:
+            raise SandboxUnavailable(
+                f"root grades, and the sandbox's user cannot read {path}: chmod -R a+rX {folder}"
+            )
+
+
 def _try_out(isolation: Isolation) -> None:
-    """Run an empty program in a sandbox.
+    """Run a small program in a sandbox, which finds its libraries.
 
     Raises:
         OSError, subprocess.SubprocessError: it does not start.
     """
-    command = bubblewrap_command(isolation, Sandbox(), [sys.executable, "-I", "-c", "pass"])
+    program = [sys.executable, "-I", "-c", "import numpy"]
+    command = bubblewrap_command(isolation, Sandbox(), program)
     subprocess.run(command, capture_output=True, text=True, timeout=START_TIMEOUT_S, check=True)
 
 

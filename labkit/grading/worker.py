@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from labkit.chain import end_with_parent
-from labkit.grading.box import remove
+from labkit.grading.box import readable, remove
 from labkit.grading.grade import Submission, scored
 from labkit.grading.heldout import GradingImages
 from labkit.grading.intake import Source, find_submissions, safe_name
@@ -71,7 +71,8 @@ def main(out: str, source: str, parent: str) -> int:
     end_with_parent()
     if os.getppid() != int(parent):  # it ended before it could be watched
         return 1
-    grade_one(Plan.load(Path(out)), source_of(Path(source)))
+    with readable():
+        grade_one(Plan.load(Path(out)), source_of(Path(source)))
     return 0
 
 

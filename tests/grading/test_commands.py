@@ -81,6 +81,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     monkeypatch.setattr(classroom_module, "grade_class", grade_class)
     monkeypatch.setattr(sandbox, "find_isolation", lambda kind: kind)
+    monkeypatch.setattr(sandbox, "require_readable", lambda isolation, folder: None)
     monkeypatch.setattr(download, "fetch", lambda: None)
     return calls
 
