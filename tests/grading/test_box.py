@@ -7,8 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from labkit.grading.box import DATA, Box, open_box, remove, write_manifest
-from labkit.grading.sandbox import BUBBLEWRAP, HOME, LAB, NONE, TMP, Isolation, sandbox_uid
+from labkit.grading.box import DATA, Box, open_box, readable, remove, write_manifest
+from labkit.grading.sandbox import (
+    BUBBLEWRAP,
+    HOME,
+    LAB,
+    NONE,
+    TMP,
+    Isolation,
+    SandboxUnavailable,
+    require_readable,
+    sandbox_uid,
+)
 from labkit.workspace import Workspace, cache_dir
 
 CONFINED, OPEN = Isolation(BUBBLEWRAP, "/usr/bin/bwrap", "0.11.0"), Isolation(NONE)
@@ -261,3 +271,37 @@ def test_a_box_goes_away_also_after_an_error(swept: Path) -> None:
 def test_boxes_of_the_same_folder_are_apart(tmp_path: Path) -> None:
     with open_box(tmp_path, CONFINED) as one, open_box(tmp_path, CONFINED) as other:
         assert one.root != other.root
+
+
+# ---- under a tight umask, where root grades and the sandbox's user is another one
+
+
+@pytest.fixture
+def tight() -> Iterator[None]:
+    former = os.umask(0o077)
+    yield
+    os.umask(former)
+
+
+def test_a_grader_makes_files_that_the_sandboxs_user_can_read(tmp_path: Path, tight: None) -> None:
+    with readable():
+        (tmp_path / "in").mkdir()
+        (tmp_path / "in" / "file").write_text("x")
+    (tmp_path / "own").mkdir()
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
+    assert modes == {"in": 0o755, "file": 0o644, "own": 0o700}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="who grades is who runs the sandbox")
+@pytest.mark.parametrize("hidden", ["", "batches", "batches/one.bin"])
+def test_what_the_sandboxs_user_cannot_read_is_said_before_anything_runs(
+    tmp_path: Path, hidden: str
+) -> None:
+    folder = tmp_path / "cache"
+    (folder / "batches").mkdir(parents=True)
+    (folder / "batches" / "one.bin").write_bytes(b"x")
+    require_readable(CONFINED, folder)
+    (folder / hidden).chmod(0o700 if (folder / hidden).is_dir() else 0o600)
+    require_readable(OPEN, folder)
+    with pytest.raises(SandboxUnavailable, match=r"cannot read .*: chmod -R a\+rX"):
+        require_readable(CONFINED, folder)
