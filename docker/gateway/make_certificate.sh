@@ -4,12 +4,14 @@
 #
 #   make_certificate.sh FOLDER [--force]
 #
-# FOLDER gets ca.pem (give it to clients), ca.key, server.pem, server.key (private: mode 600).
+# FOLDER gets ca.pem (give it to clients), server.pem and server.key (private: mode 600). The key of
+# the authority is thrown away: whoever trusts ca.pem trusts this one certificate and no other.
 set -eu
 
 folder=${1:-}
 force=${2:-}
 days=365
+files="server.key ca.pem server.pem" # in this order: the last one says that all are there
 names="DNS:localhost,DNS:gateway,IP:127.0.0.1"
 
 if [ -z "$folder" ] || [ $# -gt 2 ] || { [ -n "$force" ] && [ "$force" != --force ]; }; then
@@ -20,7 +22,7 @@ command -v openssl >/dev/null || { echo "make_certificate.sh: openssl is not her
 
 mkdir -p "$folder"
 if [ "$force" != --force ]; then
-    for name in ca.pem ca.key server.pem server.key; do
+    for name in $files; do
         if [ -e "$folder/$name" ]; then
             echo "make_certificate.sh: $folder/$name is there already; --force replaces it" >&2
             exit 1
@@ -50,7 +52,7 @@ openssl x509 -req -in "$work/server.csr" -CA "$work/ca.pem" -CAkey "$work/ca.key
     -extfile "$work/server.ext" -out "$work/server.pem" 2>/dev/null
 
 chmod 644 "$work/ca.pem" "$work/server.pem"
-for name in ca.pem ca.key server.pem server.key; do
+for name in $files; do
     mv -f "$work/$name" "$folder/$name"
 done
 echo "make_certificate.sh: $folder/ca.pem and server.pem, valid for $days days"

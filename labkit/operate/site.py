@@ -15,15 +15,18 @@ KEY = re.compile(r"[A-Za-z0-9_-]{8,200}")
 ADDRESS = re.compile(r"[A-Za-z0-9.-]+:([0-9]{1,5})")
 VALUE = re.compile(r"[0-9]+[a-z]*(/[sm])?")
 
-# Name of a setting → what stands before its value in site/limits.conf.
-SETTINGS: dict[str, str] = {
-    "body_cap": "client_max_body_size ",  # such as 8m
-    "rate": "rate=",  # such as 1000r/s, for each key
-    "burst": "burst=",  # requests at once above the rate
-    "header_timeout": "client_header_timeout ",
-    "body_timeout": "client_body_timeout ",
-    "send_timeout": "send_timeout ",
-    "keepalive_timeout": "keepalive_timeout ",
+# Name of a setting → what stands before its value in site/limits.conf, for HTTP and for gRPC.
+SETTINGS: dict[str, tuple[str, ...]] = {
+    "body_cap": ("client_max_body_size ",),  # such as 8m
+    "rate": ("rate=",),  # such as 1000r/s, for each key
+    "burst": ("burst=",),  # requests at once above the rate
+    "header_timeout": ("client_header_timeout ",),
+    "body_timeout": ("client_body_timeout ",),
+    "send_timeout": ("send_timeout ",),
+    "keepalive_timeout": ("keepalive_timeout ",),
+    "connect_timeout": ("proxy_connect_timeout ", "grpc_connect_timeout "),
+    "read_timeout": ("proxy_read_timeout ", "grpc_read_timeout "),
+    "retry_timeout": ("proxy_next_upstream_timeout ", "grpc_next_upstream_timeout "),
 }
 # Name of a setting → its value in site/upstream_*.conf.
 SERVER_SETTINGS: dict[str, str] = {
@@ -76,8 +79,8 @@ def write_limits(site: Path, original: Path, settings: Mapping[str, str]) -> Non
             raise SiteError(f"got the setting {name!r}, expected one of {known}")
         if not VALUE.fullmatch(value):
             raise SiteError(f"got {name}={value!r}, expected a number with its unit, such as 8m")
-        if name in SETTINGS:
-            text, count = re.subn(rf"\b({SETTINGS[name]})[^; ]+", rf"\g<1>{value}", text)
+        for before in SETTINGS.get(name, ()):
+            text, count = re.subn(rf"(?m)(^|\s)({before})[^; ]+", rf"\g<1>\g<2>{value}", text)
             if count != 1:
                 raise SiteError(f"{original} has {count} places for {name}, expected one")
     write_text(site / "limits.conf", text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -43,6 +44,10 @@ def serve(box: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+def without_password(arguments: str) -> str:
+    return re.sub(r"(lab-operator=)[0-9a-f]{64}", r"\1", arguments)
+
+
 def test_only_complete_models_are_served(box: Path) -> None:
     add_model(box, "complete", "1")
     add_model(box, "two words", "12")
@@ -68,7 +73,8 @@ def test_a_model_in_a_folder_of_files_is_served(box: Path) -> None:
 
 def test_started_twice_it_serves_the_same(box: Path) -> None:
     add_model(box, "complete", "1")
-    assert serve(box).stdout == serve(box).stdout
+    first, second = (without_password(serve(box).stdout) for _ in range(2))
+    assert first == second
     assert [path.name for path in (box / "repository" / "complete").iterdir()].count(
         "complete"
     ) == 0
@@ -89,3 +95,16 @@ def test_the_server_cannot_be_told_to_load_models(box: Path) -> None:
     assert "--model-control-mode=none" in arguments
     assert "--exit-timeout-secs=20" in arguments
     assert arguments[-1] == "--log-verbose=1"
+
+
+def test_calls_that_change_the_server_ask_for_a_password_that_nobody_knows(box: Path) -> None:
+    add_model(box, "complete", "1")
+    first, second = (serve(box).stdout.splitlines() for _ in range(2))
+    for flag in ("--http-restricted-api=", "--grpc-restricted-protocol="):
+        values = [
+            next(line for line in arguments if line.startswith(flag)).removeprefix(flag)
+            for arguments in (first, second)
+        ]
+        pattern = r"model-repository,shared-memory,trace,logging:lab-operator=[0-9a-f]{64}"
+        assert all(re.fullmatch(pattern, value) for value in values)
+        assert values[0] != values[1]
