@@ -203,7 +203,10 @@ def _mounts(sandbox: Sandbox) -> list[str]:
     hidden = str(package / "grading")
     line, made = [], {"/", "/proc", "/dev"}
     for path in sorted({*binds, hidden}, key=lambda path: (path.count("/"), path)):
-        covered = any(Path(path).is_relative_to(other) for other in made if other in binds)
+        # In a read-only folder nothing can be made, and nothing is missing; in a box, whoever has
+        # cloned into /tmp finds the folders above the environment made for everybody to enter.
+        fixed = (other for other in made if binds.get(other, ("",))[0] == "--ro-bind")
+        covered = any(Path(path).is_relative_to(other) for other in fixed)
         for parent in reversed(Path(path).parents):
             if str(parent) not in made and not covered:
                 line += ["--perms", "0755", "--dir", str(parent)]

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from labkit.grading.sandbox import (
     TMP,
     Isolation,
     SandboxUnavailable,
+    bubblewrap_command,
     require_readable,
     sandbox_uid,
 )
@@ -305,3 +307,15 @@ def test_what_the_sandboxs_user_cannot_read_is_said_before_anything_runs(
     require_readable(OPEN, folder)
     with pytest.raises(SandboxUnavailable, match=r"cannot read .*: chmod -R a\+rX"):
         require_readable(CONFINED, folder)
+
+
+def test_an_environment_below_tmp_can_be_entered(
+    confined: Box, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Who has cloned into /tmp: the box's own /tmp lies over it, and the environment in that."""
+    monkeypatch.setattr(sys, "prefix", "/tmp/somebody/clone/.venv")
+    line = bubblewrap_command(CONFINED, confined.sandbox("smoke"), ["/usr/bin/true"])
+    made = [line[at - 1 : at + 2] for at, word in enumerate(line) if word == "--dir"]
+    for folder in ("/tmp/somebody", "/tmp/somebody/clone"):
+        assert ["0755", "--dir", folder] in made
+    assert line.index("/tmp/somebody/clone") > line.index(str(confined.tmp))
