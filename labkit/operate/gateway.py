@@ -182,8 +182,9 @@ class Gateway:
         self.http, self.grpc = http, grpc
         before = self._workers()
         self._program.send(signal.SIGHUP)
+        # For a moment old and new workers take requests side by side.
         self._program.wait_for(
-            lambda: bool(self._workers() - before) and self._listens(),
+            lambda: bool(self._workers() - before) and not self._workers() & before,
             "serving the new replicas",
             RELOAD_LIMIT_S,
         )
@@ -235,11 +236,15 @@ class Gateway:
             return False
 
     def _workers(self) -> set[int]:
-        """Return the process ids of nginx's workers, ending ones included."""
-        try:
-            return {process.pid for process in psutil.Process(self.pid).children()}
-        except psutil.NoSuchProcess:
-            return set()
+        """Return the process ids of the workers that take new requests."""
+        taking = set()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for process in psutil.Process(self.pid).children():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    # nginx writes what a worker does where its command line was
+                    if "shutting down" not in " ".join(process.cmdline()):
+                        taking.add(process.pid)
+        return taking
 
     def _words(self) -> str:
         """Return the end of nginx's error log."""
