@@ -7,7 +7,18 @@ from importlib import import_module
 from types import ModuleType
 
 _SUBMODULES = frozenset(
-    {"data", "export", "quantize", "report", "repository", "serving", "style", "training"}
+    {
+        "data",
+        "export",
+        "live",
+        "operate",
+        "quantize",
+        "report",
+        "repository",
+        "serving",
+        "style",
+        "training",
+    }
 )
 
 
