@@ -5,11 +5,17 @@
 #   prepare.sh FOLDER
 set -eu
 
-folder=${1:?usage: prepare.sh FOLDER}
+folder=${1:-}
+if [ -z "$folder" ]; then
+    echo "usage: prepare.sh FOLDER" >&2
+    exit 2
+fi
 here=$(dirname "$0")
-a_day=86400
+a_week=604800 # seconds
 
-if ! [ -e "$folder/server.pem" ] || ! openssl x509 -checkend "$a_day" -noout -in "$folder/server.pem"; then
+still_valid() { openssl x509 -checkend "$a_week" -noout -in "$1" >/dev/null; }
+
+if ! [ -e "$folder/server.pem" ] || ! still_valid "$folder/server.pem"; then
     sh "$here/make_certificate.sh" "$folder" --force
 fi
 [ -e "$folder/keys.conf" ] || sh "$here/make_key.sh" "$folder" lab

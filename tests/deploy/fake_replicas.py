@@ -7,7 +7,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -78,11 +78,14 @@ class Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def fake_replicas(number: int) -> Iterator[list[FakeReplica]]:
-    replicas = []
-    for _ in range(number):
+def fake_replicas(number: int, hosts: Sequence[str] = ()) -> Iterator[list[FakeReplica]]:
+    """Start replicas: on ports of their own, or one on each host and all on the same port."""
+    replicas: list[FakeReplica] = []
+    for index in range(number):
         handler = type("OwnHandler", (Handler,), {})
-        replica = FakeReplica(Server(("127.0.0.1", 0), handler))
+        port = replicas[0].server.server_port if hosts and replicas else 0
+        host = hosts[index] if hosts else "127.0.0.1"
+        replica = FakeReplica(Server((host, port), handler))
         replica.gate.set()
         handler.replica = replica
         threading.Thread(target=replica.server.serve_forever, args=(0.02,), daemon=True).start()
