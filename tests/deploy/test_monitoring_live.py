@@ -10,6 +10,8 @@ import re
 import shutil
 import signal
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -194,6 +196,30 @@ class TestUnderLoad:
         assert answered["polite"] is None
         (polite,) = prometheus.query('nv_inference_request_success{model="polite"}')
         assert polite.value > 0
+
+    def test_malformed_requests_are_not_counted(
+        self, server: TritonServer, answered: object
+    ) -> None:
+        def counted() -> dict[str, float]:
+            names = ("nv_inference_request_success", "nv_inference_request_failure")
+            return {
+                f"{s.name} {s.labels.get('reason')}": s.value
+                for s in metrics(server.metrics)
+                if s.name in names and s.labels["model"] == "steady"
+            }
+
+        before = counted()
+        for body, status in ((b"{", 500), (b'{"inputs": []}', 400)):
+            address = f"http://{server.http}/v2/models/steady/infer"
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(urllib.request.Request(address, data=body), timeout=10)
+            assert refused.value.code == status
+        assert counted() == before
+
+    def test_the_page_says_that_it_is_text(self, server: TritonServer) -> None:
+        # Prometheus 3 refuses a page without a type that it knows.
+        with urllib.request.urlopen(f"http://{server.metrics}/metrics", timeout=10) as page:
+            assert page.headers.get_content_type() == "text/plain"
 
     def test_the_alert_names_the_model_and_the_reason(
         self, prometheus: Prometheus, answered: object
