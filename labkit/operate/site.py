@@ -35,17 +35,23 @@ SERVER_SETTINGS: dict[str, str] = {
     "max_conns": "256",  # requests under way at one replica
 }
 
+# On a reload nginx closes idle connections at once, perhaps under a request that is on its way.
+# Since this version it can wait for a while, and ends each connection after its next answer.
+KEEP_CONNECTIONS = "keepalive_min_timeout 5s;"
+KEEPS_CONNECTIONS = (1, 27, 4)
+
 
 class SiteError(LabError):
     """An address or a setting that the gateway cannot take."""
 
 
-def write_place(site: Path, keys: Mapping[str, str]) -> None:
+def write_place(site: Path, keys: Mapping[str, str], version: tuple[int, ...]) -> None:
     """Write main.conf, http.conf and keys.conf: paths below the gateway's folder, and the keys.
 
     Args:
         site: The folder.
         keys: Name → key.
+        version: Of nginx.
     """
     # Started by root, nginx would work as `nobody`, who cannot read a private folder.
     user = f"user {getpass.getuser()};\n" if os.geteuid() == 0 else ""
@@ -57,7 +63,8 @@ def write_place(site: Path, keys: Mapping[str, str]) -> None:
         f"{name}_temp_path temp/{name};\n"
         for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
-    write_text(site / "http.conf", f"access_log logs/access.log json;\n{temporary}")
+    gentle = f"{KEEP_CONNECTIONS}\n" if version >= KEEPS_CONNECTIONS else ""
+    write_text(site / "http.conf", f"access_log logs/access.log json;\n{temporary}{gentle}")
     write_text(site / "keys.conf", "".join(f'"{key}" {name};\n' for name, key in keys.items()))
 
 

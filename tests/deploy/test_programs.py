@@ -41,7 +41,7 @@ def code(folder: Path, text: str) -> str:
 # ---- any program ---------------------------------------------------------------------------
 
 
-def test_a_program_is_found_in_path_and_beside_it(
+def test_a_program_is_found_in_the_environment_in_path_and_beside_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for folder, name in (("bin", "first"), ("sbin", "second")):
@@ -50,6 +50,8 @@ def test_a_program_is_found_in_path_and_beside_it(
         (tmp_path / folder / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setattr(programs, "SYSTEM_FOLDERS", (str(tmp_path / "sbin"),))
+    environment = Path(sys.executable).parent
+    assert find_program(Path(sys.executable).name).parent == environment
     assert find_program("first") == tmp_path / "bin" / "first"
     assert find_program("second") == tmp_path / "sbin" / "second"
     with pytest.raises(MissingProgram, match="the program third is not here"):
