@@ -17,6 +17,7 @@ from nbclient import NotebookClient
 from labkit.bench import LoadOptions, closed_loop
 from labkit.client import ClientError, Sample
 from labkit.operate.readings import Point, between, counters
+from labkit.plots import live
 from labkit.plots.live import LiveChart, LiveChartError
 from labkit.server import TritonServer, find_triton
 
@@ -88,6 +89,16 @@ def test_nothing_at_the_address_is_said_at_once_and_leaves_no_thread() -> None:
     with pytest.raises(ClientError, match="no metrics at"), chart:
         pytest.fail("the block must not begin")
     assert live_threads() == []
+
+
+def test_redrawn_only_where_somebody_watches(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in live.WATCHED:
+        monkeypatch.delenv(name, raising=False)
+    assert not live.somebody_watches()  # no kernel
+    monkeypatch.setattr(live, "in_kernel", lambda: True)
+    assert not live.somebody_watches()  # papermill's kernel
+    monkeypatch.setenv("JPY_SESSION_NAME", "07_tune.ipynb")
+    assert live.somebody_watches()
 
 
 @pytest.fixture(scope="module")
