@@ -21,6 +21,7 @@ from labkit.bench.target import DEFAULTS, MAX_SECONDS, LoadOptions, Target, with
 
 logger = logging.getLogger(__name__)
 Key = TypeVar("Key")  # whatever names a case
+Value = TypeVar("Value")
 ERROR_PAUSE_S = 0.01  # a refused request returns at once: without a pause errors would be a flood
 STATISTICS_WAIT_S = 0.5  # Triton books a request just after its answer has left
 MAX_CONCURRENCY, MAX_RATE_PER_S = 256, 20_000.0
@@ -31,22 +32,36 @@ def repeat(
     repeats: int,
     progress: Callable[[str], None] | None = None,
 ) -> dict[Key, Repeated]:
-    """Measure every case once per round, for `repeats` rounds, every other round backwards.
-
-    On a shared machine everything drifts; cases measured in turn drift together.
+    """Measure every case once per round, in turn; see `in_turn`.
 
     Raises:
         BenchError: no rounds, or a case that brought back nothing.
     """
+    runs = in_turn(cases, repeats, progress)
+    return {name: Repeated.of(results) for name, results in runs.items()}
+
+
+def in_turn(
+    cases: Mapping[Key, Callable[[], Value]],
+    repeats: int,
+    progress: Callable[[str], None] | None = None,
+) -> dict[Key, list[Value]]:
+    """Call every case once per round, for `repeats` rounds, every other round backwards.
+
+    On a shared machine everything drifts; cases measured in turn drift together.
+
+    Raises:
+        BenchError: no rounds.
+    """
     if repeats < 1:
         raise BenchError(f"got repeats={repeats}, expected at least 1")
-    runs: dict[Key, list[LoadResult]] = {name: [] for name in cases}
+    runs: dict[Key, list[Value]] = {name: [] for name in cases}
     for index in range(repeats):
         for name in list(cases)[:: 1 if index % 2 == 0 else -1]:
             runs[name].append(cases[name]())
         if progress:
             progress(f"round {index + 1} of {repeats}")
-    return {name: Repeated.of(results) for name, results in runs.items()}
+    return runs
 
 
 def closed_loop(
@@ -75,13 +90,13 @@ def closed_loop(
     within("seconds", seconds, 0.01, MAX_SECONDS)
     target = Target.prepare(url, model, batch, options)
 
-    async def load(sender: Sender) -> _Outcome:
-        await _ask_in_turn(sender, clients, options.warmup_s, options.max_requests)
+    async def load(sender: Sender) -> Asked:
+        await ask_in_turn(sender, clients, options.warmup_s, options.max_requests)
         before = await _settled_statistics(sender)
-        outcome = await _ask_in_turn(sender, clients, seconds, options.max_requests)
+        outcome = await ask_in_turn(sender, clients, seconds, options.max_requests)
         return await outcome.finish(sender, before)
 
-    outcome = _run(target, load, connections=clients)
+    outcome = run_load(target, load, connections=clients)
     return outcome.result(target, seconds, clients=clients)
 
 
@@ -112,13 +127,13 @@ def open_loop(
     target = Target.prepare(url, model, batch, options)
     due_s = poisson_schedule(rate_per_s, seconds, options.seed)[: options.max_requests]
 
-    async def load(sender: Sender) -> _Outcome:
-        await _ask_in_turn(sender, 1, options.warmup_s, options.max_requests)
+    async def load(sender: Sender) -> Asked:
+        await ask_in_turn(sender, 1, options.warmup_s, options.max_requests)
         before = await _settled_statistics(sender)
-        outcome = await _ask_on_schedule(sender, due_s, options.max_in_flight)
+        outcome = await ask_on_schedule(sender, due_s, options.max_in_flight)
         return await outcome.finish(sender, before)
 
-    outcome = _run(target, load, connections=options.max_in_flight)
+    outcome = run_load(target, load, connections=options.max_in_flight)
     return outcome.result(target, seconds, rate_per_s=rate_per_s)
 
 
@@ -144,7 +159,7 @@ async def _settled_statistics(sender: Sender) -> dict[str, Any]:
 
 
 @dataclass
-class _Outcome:
+class Asked:
     """What came back, before it is summarized."""
 
     samples_ms: list[float]
@@ -193,7 +208,13 @@ class _Outcome:
         )
 
 
-async def _ask_in_turn(sender: Sender, clients: int, seconds: float, limit: int) -> _Outcome:
+async def ask_in_turn(
+    sender: Sender,
+    clients: int,
+    seconds: float,
+    limit: int,
+    stop: Callable[[], bool] = lambda: False,
+) -> Asked:
     """Closed loop. The rate counts up to the last answer, so it never exceeds what was served."""
     samples: list[float] = []
     errors: Counter[str] = Counter()
@@ -202,7 +223,7 @@ async def _ask_in_turn(sender: Sender, clients: int, seconds: float, limit: int)
 
     async def one_client() -> None:
         nonlocal sent, last
-        while (start := time.perf_counter()) < begin + seconds and sent < limit:
+        while (start := time.perf_counter()) < begin + seconds and sent < limit and not stop():
             sent += 1
             error = await sender.send()
             if error is None:
@@ -213,12 +234,10 @@ async def _ask_in_turn(sender: Sender, clients: int, seconds: float, limit: int)
                 await asyncio.sleep(ERROR_PAUSE_S)
 
     await asyncio.gather(*(one_client() for _ in range(clients)))
-    return _Outcome(samples, len(samples) / max(last - begin, 1e-9), errors)
+    return Asked(samples, len(samples) / max(last - begin, 1e-9), errors)
 
 
-async def _ask_on_schedule(
-    sender: Sender, due_s: NDArray[np.float64], max_in_flight: int
-) -> _Outcome:
+async def ask_on_schedule(sender: Sender, due_s: NDArray[np.float64], max_in_flight: int) -> Asked:
     """Open loop. Latency counts from the moment a request was due, not from when it was sent."""
     samples: list[float] = []
     late: list[float] = []
@@ -246,13 +265,13 @@ async def _ask_on_schedule(
         task.add_done_callback(tasks.discard)
     await asyncio.gather(*tasks)
     elapsed = max(time.perf_counter() - begin, 1e-9)
-    return _Outcome(samples, len(samples) / elapsed, errors, late)
+    return Asked(samples, len(samples) / elapsed, errors, late)
 
 
-def _run(target: Target, load: Callable[[Sender], Any], connections: int) -> _Outcome:
+def run_load(target: Target, load: Callable[[Sender], Any], connections: int) -> Asked:
     """Run the load in an event loop and a thread of its own: a notebook's loop is already busy."""
 
-    async def main() -> _Outcome:
+    async def main() -> Asked:
         kind = HttpSender if target.options.protocol == "http" else GrpcSender
         sender: Sender = kind(target, connections)
         try:
@@ -260,7 +279,7 @@ def _run(target: Target, load: Callable[[Sender], Any], connections: int) -> _Ou
         finally:
             await sender.close()
 
-    def run() -> _Outcome:
+    def run() -> Asked:
         # epoll, asyncio's choice, rounds waits up to a millisecond: too coarse for a schedule.
         with asyncio.Runner(
             loop_factory=lambda: asyncio.SelectorEventLoop(selectors.SelectSelector())

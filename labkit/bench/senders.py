@@ -43,7 +43,10 @@ class HttpSender:
         outputs = [library.InferRequestedOutput(name) for name in target.outputs]
         generate = library.InferenceServerClient.generate_request_body
         self._body, header_bytes = generate(inputs, outputs=outputs)
-        self._headers = {"Inference-Header-Content-Length": str(header_bytes)}
+        self._headers = {
+            "Inference-Header-Content-Length": str(header_bytes),
+            **target.options.headers,
+        }
         self._url = f"http://{target.url}/v2/models/{quote(target.model)}"
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=connections),
@@ -92,13 +95,16 @@ class GrpcSender:
             self._request.outputs.add(name=name)
         self._statistics = service_pb2.ModelStatisticsRequest(name=target.model)
         self._timeout_s = target.options.timeout_s
+        self._metadata = [(name.lower(), text) for name, text in target.options.headers.items()]
         self._channel = grpc.aio.insecure_channel(target.url, options=GRPC_CHANNEL_ARGS)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     async def send(self) -> str | None:
         """Ask once; return None for an answer, else the kind of error."""
         try:
-            await self._stub.ModelInfer(self._request, timeout=self._timeout_s)
+            await self._stub.ModelInfer(
+                self._request, timeout=self._timeout_s, metadata=self._metadata
+            )
         except self._error as error:
             if error.code() is self._deadline:
                 return "timeout"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -28,6 +28,7 @@ class LoadOptions:
         max_in_flight: Open loop: requests under way at once; beyond, arrivals count as dropped.
         inputs: Input name → array with `batch` rows; None for random values that fit.
         seed: Seeds the random values and the arrival times.
+        headers: Sent with every request, such as a gateway's key; gRPC: its metadata.
     """
 
     protocol: Literal["http", "grpc"] = "http"
@@ -37,6 +38,7 @@ class LoadOptions:
     max_in_flight: int = 512
     inputs: Mapping[str, np.ndarray] | None = None
     seed: int = 0
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 DEFAULTS = LoadOptions()

@@ -1,0 +1,92 @@
+"""A replica dies under load: SIGKILL, as the kernel does when memory runs out."""
+
+from labkit.operate.counters import Counters
+from labkit.operate.drills.drill import Drill
+from labkit.operate.drills.lab import Lab
+from labkit.operate.drills.outcome import Moment, Number, Outcome
+from labkit.operate.load import Load, Record, Shape
+from labkit.operate.processes import until
+from labkit.operate.prometheus import Prometheus
+
+CLIENTS = 8
+REQUESTS, SHORT_REQUESTS = 6_000, 1_200
+LIMIT_S = 180.0
+
+
+def run(lab: Lab) -> Outcome:
+    """Kill one of two replicas in the middle of the load, and let the other one do all the work."""
+    wanted = SHORT_REQUESTS if lab.short else REQUESTS
+    with (
+        lab.replicas(lab.repository()) as replicas,
+        lab.gateway(replicas) as gateway,
+        lab.prometheus(replicas) as prometheus,
+    ):
+        one, two = replicas["one"], replicas["two"]
+        target = lab.target(one.http, gateway)
+        before = Counters.read(two.metrics, lab.name)
+        lab.say(f"{wanted:,} requests from {CLIENTS} clients")
+        with Load(target, Shape(CLIENTS, seconds=LIMIT_S, requests=wanted)) as load:
+            load.reached(wanted // 3, LIMIT_S)
+            last = Counters.read(one.metrics, lab.name)
+            killed_s = load.now_s
+            lab.say("kill -9 of replica one")
+            one.kill()
+            seen_s = None
+            if prometheus is not None:
+                gone = until(lambda: down(prometheus, one.metrics), 10)
+                seen_s = load.now_s - killed_s if gone else None
+            record = load.finish()
+        survivor = Counters.read(two.metrics, lab.name) - before
+        retried = gateway.access_log.read_text().count('", "upstream_status": "502, 200"')
+    return _outcome(record, killed_s, last, survivor, retried, seen_s, wanted)
+
+
+def down(prometheus: Prometheus, address: str) -> bool:
+    """Say whether Prometheus has noticed that a replica is gone."""
+    return any(
+        value.value == 0 and value.labels.get("instance") == address
+        for value in prometheus.query("up")
+    )
+
+
+def _outcome(
+    record: Record,
+    killed_s: float,
+    last: Counters,
+    survivor: Counters,
+    retried: int,
+    seen_s: float | None,
+    wanted: int,
+) -> Outcome:
+    slowest = max(answer.latency_ms for answer in record.answered)
+    noticed = (
+        f"Prometheus has it as down after {seen_s:.1f} s"
+        if seen_s is not None
+        else ("Prometheus was not asked")
+    )
+    return Outcome(
+        done=f"kill -9 of one of two replicas after {killed_s:.1f} s of load by {CLIENTS} clients",
+        client=f"{len(record.answered):,} answers, {len(record.failed)} errors; "
+        f"the slowest took {slowest:.0f} ms",
+        metrics=f"the dead replica's page is gone with its last {last.success:,.0f} answers; the "
+        f"other one: {survivor.text()}; {noticed}",
+        lost="the work in progress of the dead replica, done again by the other one, and its "
+        "counters",
+        cause="The gateway keeps each request until it is answered. A broken connection to a "
+        f"replica makes it ask the other one: {retried} requests here. The dead replica is then "
+        "left out for a second at a time.",
+        numbers=[
+            Number("failed requests", len(record.failed), at_most=0, n=len(record.answers)),
+            Number("sent again by the client, its connection was closed", record.resent, at_most=0),
+            Number("requests", len(record.answers), at_least=wanted),
+            Number("requests that the gateway asked a second time", retried),
+            Number("slowest answer", slowest, "ms", at_most=10_000),
+            Number("longest time without an answer", record.longest_gap_s(), "s", at_most=5),
+        ],
+        seconds=record.per_second(),
+        moments=[Moment(killed_s, "kill -9")],
+        evidence={"errors": record.errors},
+    )
+
+
+DRILL = Drill("replica-killed", "A replica is killed under load", run)
