@@ -1,7 +1,7 @@
 """The small files that differ between a container and this machine: the gateway's site/ folder."""
 
-import getpass
 import os
+import pwd
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -54,7 +54,7 @@ def write_place(site: Path, keys: Mapping[str, str], version: tuple[int, ...]) -
         version: Of nginx.
     """
     # Started by root, nginx would work as `nobody`, who cannot read a private folder.
-    user = f"user {getpass.getuser()};\n" if os.geteuid() == 0 else ""
+    user = f"user {pwd.getpwuid(0).pw_name};\n" if os.geteuid() == 0 else ""
     write_text(
         site / "main.conf",
         f"{user}worker_processes 2;\npid logs/nginx.pid;\nerror_log logs/error.log notice;\n",

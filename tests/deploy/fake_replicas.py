@@ -22,6 +22,7 @@ class FakeReplica:
 
     server: ThreadingHTTPServer
     asked: list[tuple[str, str, dict[str, str], bytes]] = field(default_factory=list)
+    connections: set[int] = field(default_factory=set)  # the gateway's ports
     status: int = 200
     hang_up: bool = False  # close the connection once the request is read
     delay_s: float = 0.0
@@ -48,6 +49,7 @@ class Handler(BaseHTTPRequestHandler):
         headers = {name.lower(): value for name, value in self.headers.items()}
         with replica.lock:
             replica.asked.append((self.command, self.path, headers, body))
+            replica.connections.add(self.client_address[1])
             replica.waiting += 1
         replica.gate.wait(LIMIT_S)
         time.sleep(replica.delay_s)

@@ -107,6 +107,8 @@ CLOSED = [
     ("HEAD", "/v2"),
     ("OPTIONS", "/v2"),
     ("get", "/v2"),
+    ("XGET", "/v2"),
+    ("XPOST", INFER),
     # other spellings of closed paths
     ("POST", "//v2/repository/index"),
     ("POST", "/v2//repository/index"),
@@ -468,6 +470,12 @@ def test_load_goes_to_the_replica_with_the_fewest_requests(tmp_path: Path) -> No
             for replica in replicas:
                 replica.gate.set()
             assert Counter(answer.result().status for answer in answers) == {200: 30}
+
+
+def test_connections_to_a_replica_are_kept(tmp_path: Path) -> None:
+    with fake_replicas(1) as (replica,), before([replica], tmp_path) as gateway:
+        assert Counter(infer(gateway).status for _ in range(40)) == {200: 40}
+        assert len(replica.connections) <= 2  # one for each worker
 
 
 def test_no_replica_gets_more_at_once_than_it_may(tmp_path: Path) -> None:

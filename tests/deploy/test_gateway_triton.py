@@ -495,3 +495,37 @@ def test_the_readme_shows_calls_that_work(server: TritonServer, tmp_path: Path) 
             ["sh", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60
         )
         assert json.loads(done.stdout)["name"] == "toy", done
+
+
+# ---- what README.md says of streams --------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "number"),
+    [({"body_cap": "100k"}, 12), ({"body_timeout": "1s"}, 1)],
+    ids=["too much in all", "silent too long"],
+)
+def test_a_stream_ends_at_the_limits_of_one_request(
+    server: TritonServer, tmp_path: Path, settings: dict[str, str], number: int
+) -> None:
+    answers: list[Any] = []
+
+    def ended() -> bool:
+        return bool(answers) and isinstance(answers[-1], InferenceServerException)
+
+    with (
+        Gateway([server.http], [server.grpc], tmp_path, keys=KEYS, settings=settings) as gateway,
+        tritonclient.grpc.InferenceServerClient(gateway.grpc_url) as client,
+    ):
+        client.start_stream(lambda result, error: answers.append(error or result), headers=METADATA)
+        for sent in range(1, number + 1):  # 12 KiB each
+            client.async_stream_infer("toy", inputs(tritonclient.grpc, images(1)))
+            eventually(lambda sent=sent: len(answers) >= sent, lambda: answers)
+            if ended():
+                break
+        assert isinstance(answers[0], tritonclient.grpc.InferResult)
+        eventually(ended, lambda: answers)
+        client.stop_stream()
+        batch = images(1)  # a new call goes through
+        result = client.infer("toy", inputs(tritonclient.grpc, batch), headers=METADATA)
+        np.testing.assert_array_equal(result.as_numpy("scores"), scores(batch))

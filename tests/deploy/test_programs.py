@@ -108,7 +108,10 @@ def test_a_program_that_is_not_ready_in_time_is_ended(tmp_path: Path) -> None:
     assert not program.running
 
 
-def test_a_program_that_does_not_listen_is_killed(tmp_path: Path) -> None:
+def test_a_program_that_does_not_listen_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(programs, "KILL_MARGIN_S", 0.5)
     text = "signal.signal(signal.SIGTERM, signal.SIG_IGN); ready.touch(); time.sleep(60)"
     with python(code(tmp_path, text), tmp_path, stop_limit_s=0.2) as program:
         pid = program.pid
