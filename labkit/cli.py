@@ -14,6 +14,7 @@ from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from labkit.errors import LabError, UsageError
+from labkit.operate.commands import app as operate_app
 
 if TYPE_CHECKING:
     from labkit.chain import Progress, StageResult
@@ -272,6 +273,8 @@ def lab(
 
     raise typer.Exit(start_lab(project_root(), port=port, open_browser=browser))
 
+
+app.registered_commands += operate_app.registered_commands
 
 # The student edition comes without the grader.
 if (Path(__file__).parent / "grading").is_dir():

@@ -37,7 +37,7 @@ def render(report: dict[str, Any], workspace: Workspace) -> str:
         report=report,
         run=workspace.root.name,
         headline=_headline(points),
-        comparison=_svg(variant_comparison(points)) if points else "",
+        comparison=svg(variant_comparison(points)) if points else "",
         sections=[
             (section, list(rows))
             for section, rows in groupby(report["claims"], key=lambda row: row["section"])
@@ -100,7 +100,7 @@ def _unmeasured(report: dict[str, Any]) -> "list[tuple[str, str]]":
     return rows
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
     """Return a figure as a data URI, its text kept as text."""
     stream = io.BytesIO()
     with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "labkit"}):

@@ -27,6 +27,7 @@ MAX_SECONDS, MAX_REQUESTS = 600.0, 200_000
 # a client repeat what is safe to repeat (RFC 9112, 9.3.1), and tritonclient's HTTP client does.
 CLOSED = frozenset({"ServerDisconnectedError", "ClientOSError", "ClientConnectionResetError"})
 ATTEMPTS = 3
+MAX_WORDS = 320  # characters of an error that are kept
 _STATUS = re.compile(r"^HTTP (?P<status>\d{3}): (?P<text>.*)$", re.DOTALL)
 _MESSAGE = re.compile(r'"error"\s*:\s*"(?P<text>(?:[^"\\]|\\.)*)"')
 
@@ -301,7 +302,7 @@ def parse_error(error: str | None) -> tuple[int, str]:
         return 0, error
     said = _MESSAGE.search(match["text"])
     words = said["text"] if said else match["text"].strip()
-    return int(match["status"]), (words or "no message")[:200]
+    return int(match["status"]), (words or "no message")[:MAX_WORDS]
 
 
 def aimed_at(

@@ -57,6 +57,18 @@ def rss_mib(pid: int) -> float:
     return total / MIB
 
 
+def cpu_s(pid: int) -> float:
+    """Return the processor time that a server and all its processes have used, in seconds."""
+    total = 0.0
+    for process in family(pid):
+        try:
+            times = process.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        total += times.user + times.system
+    return total
+
+
 def _command(process: psutil.Process) -> str:
     try:
         return " ".join(process.cmdline()[:1])

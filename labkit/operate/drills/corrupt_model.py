@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import re
 
 from labkit.operate.drills.drill import Drill
 from labkit.operate.drills.lab import Lab, newest_version
@@ -95,12 +96,14 @@ def _outcome(
             Number("longest time without an answer", record.longest_gap_s(), "s", at_most=5),
         ],
         moments=[Moment(at_s[0], "damaged version"), Moment(at_s[1], "sound version")],
-        evidence={"errors": record.errors, "words": words[:500]},
+        evidence={"errors": record.errors, "words": _first_line(words)},
     )
 
 
 def _first_line(text: str) -> str:
-    return text.strip().splitlines()[0][:160] if text.strip() else "no words"
+    """Return the beginning of a message, files without their folders."""
+    lines = re.sub(r"/\S*/", "", text).strip().splitlines()
+    return lines[0][:240] if lines else "no words"
 
 
 DRILL = Drill("corrupt-model", "A new model version has a damaged file", run)

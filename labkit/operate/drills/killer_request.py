@@ -60,8 +60,9 @@ def run(lab: Lab) -> Outcome:
         _revive(replicas)
         lab.say(f"{count} gzip streams that are cut off")
         leaked = _leak(one, subject, count)
+        cut = exchange(gateway.http_url, [cut_stream(subject, key)])
         sound = _sound(lab, one, gateway)
-    return _outcome(blows, leaked, count, sound)
+    return _outcome(blows, leaked, count, cut, sound)
 
 
 def many_chunks(subject: Subject, header: str = "") -> Iterator[bytes]:
@@ -82,9 +83,10 @@ def huge_shape(subject: Subject, *headers: str) -> bytes:
     return post(subject.path, body, *headers)
 
 
-def cut_stream(subject: Subject) -> bytes:
+def cut_stream(subject: Subject, *headers: str) -> bytes:
     """Return a request whose gzip stream ends too early."""
-    return post(subject.path, gzip.compress(subject.body(), mtime=0)[:50], "Content-Encoding: gzip")
+    stream = gzip.compress(subject.body(), mtime=0)[:50]
+    return post(subject.path, stream, "Content-Encoding: gzip", *headers)
 
 
 def _strike(replicas: Replicas, address: str, pieces: Iterable[bytes]) -> Blow:
@@ -122,7 +124,9 @@ def _sound(lab: Lab, replica: Replica, gateway: Gateway) -> int:
         return len(load.finish().failed)
 
 
-def _outcome(blows: dict[str, Blow], leaked_kib: float, count: int, sound: int) -> Outcome:
+def _outcome(
+    blows: dict[str, Blow], leaked_kib: float, count: int, cut: RawAnswer, sound: int
+) -> Outcome:
     return Outcome(
         done=f"a body in {CHUNKS:,} chunks of one byte; 10 kB of JSON whose shape claims 2^63 - 1 "
         f"channels; {count} gzip streams that are cut off",
@@ -146,6 +150,7 @@ def _outcome(blows: dict[str, Blow], leaked_kib: float, count: int, sound: int) 
             Number("huge shape to Triton: replicas lost", blows["shape, Triton"].lost),
             Number("huge shape through the gateway: replicas lost", blows["shape, gateway"].lost),
             Number("memory lost by a cut gzip stream", leaked_kib, "KiB", n=count),
+            Number("cut gzip stream through the gateway: status", cut.status),
             Number("sound requests that failed after the restarts", sound, at_most=0, n=100),
         ],
         evidence={name: str(blow) for name, blow in blows.items()},

@@ -159,17 +159,17 @@ def _outcome(
         "Three kinds of requests are left out here, as this release does not survive them: see "
         "killer-request.",
         numbers=[
-            Number("malformed requests", total, at_least=SHORT_COUNT),
             Number("answers that nobody can explain", unexpected, at_most=0, n=total),
+            Number(
+                "memory afterwards against before", after / before, "×", at_most=1.1, at_least=0.5
+            ),
+            Number("malformed requests", total, at_least=SHORT_COUNT),
             *(
                 Number(name, n)
                 for name, n in sorted(verdicts.items())
                 if name not in odd and not name.startswith(UNEXPECTED)
             ),
             Number("server alive", float(alive), at_least=1),
-            Number(
-                "memory afterwards against before", after / before, "×", at_most=1.1, at_least=0.5
-            ),
             Number("memory before", before, "MiB"),
             Number("sound requests that failed afterwards", failed_later, at_most=0, n=100),
         ],

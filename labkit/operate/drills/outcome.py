@@ -1,5 +1,6 @@
 """What a drill brings back: what was done, seen, measured and lost, and the cause; with limits."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -63,9 +64,14 @@ class Number:
         return " and ".join(parts) + (f" {self.unit}" if parts and self.unit else "")
 
     @property
+    def value_text(self) -> str:
+        """The value with its unit."""
+        return plain_number(self.value) + (f" {self.unit}" if self.unit else "")
+
+    @property
     def text(self) -> str:
         """The value as a person reads it, with n and spread where there are any."""
-        text = plain_number(self.value) + (f" {self.unit}" if self.unit else "")
+        text = self.value_text
         more = []
         if self.low is not None and self.high is not None:
             more.append(f"{plain_number(self.low)} to {plain_number(self.high)}")
@@ -142,8 +148,8 @@ class Result:
         return cls(name, title, FAILED if missed else PASSED, took_s, outcome, reason)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain dicts and numbers, for JSON."""
-        values = asdict(self)
+        """Return plain dicts, lists and numbers, as JSON has them."""
+        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         if self.outcome is not None:
             for number, entry in zip(
                 self.outcome.numbers, values["outcome"]["numbers"], strict=True

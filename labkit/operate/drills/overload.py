@@ -57,6 +57,7 @@ def _outcome(
         answer for answer in storm.failed if answer.status == http.client.SERVICE_UNAVAILABLE
     ]
     by_gateway = sum("no replica" in answer.error for answer in refused)
+    hung = len(storm.failed) - len(refused)
     slowest = max(answer.latency_ms for answer in storm.answers)
     good = len(storm.answered) / seconds / capacity
     p99 = accepted.max if accepted.p99 is None else accepted.p99
@@ -65,25 +66,26 @@ def _outcome(
         f"loop, {FACTOR:g} times the {capacity:.0f} that two replicas answer; queue of "
         f"{QUEUE.size}, {QUEUE.timeout_ms:.0f} ms at most",
         client=f"{len(storm.answered):,} answers, {len(refused):,} times 503 at once (median "
-        f"{_median(refused):.0f} ms), {by_gateway:,} of them by the gateway; nothing hung",
-        metrics=f"{counted.text()}. Refusals at a full queue are not in "
-        "nv_inference_request_failure, only those that waited too long: the gateway's log has all",
+        f"{_median(refused):.0f} ms), {by_gateway:,} of them by the gateway; {hung} hung "
+        "or were cut off",
+        metrics=f"{counted.text()}. What a full queue refuses is not counted in "
+        "nv_inference_request_failure, only what waited too long: the gateway's log has all of it",
         lost=f"{len(storm.failed):,} requests, refused; throughput falls to {100 * good:.0f} % of "
         "what it was, as refusing costs time on the same cores",
         cause="A full queue refuses at once, and a request that waited too long is dropped before "
         "it is computed. So what is accepted keeps its latency. Without a policy the queue would "
         "grow for as long as the storm lasts, and answer requests whose clients have long gone.",
         numbers=[
-            Number("load against capacity", len(storm.answers) / seconds / capacity, "×",
-                   at_least=0.8 * FACTOR, n=len(storm.answers)),
             Number("accepted: 99th percentile", p99, "ms", at_most=QUEUE.timeout_ms + COMPUTE_MS,
                    n=accepted.n),
-            Number("accepted: median", accepted.p50, "ms"),
-            Number("answered during the storm, against capacity", good, "×"),
-            Number("neither answered nor refused", len(storm.failed) - len(refused), at_most=0),
-            Number("slowest answer or refusal", slowest, "ms", at_most=10_000),
             Number("until all is answered again", recovery_s(calm), "s", at_most=RECOVERY_S,
                    n=len(calm.answers)),
+            Number("accepted: median", accepted.p50, "ms"),
+            Number("load against capacity", len(storm.answers) / seconds / capacity, "×",
+                   at_least=0.8 * FACTOR, n=len(storm.answers)),
+            Number("answered during the storm, against capacity", good, "×", at_least=0.5),
+            Number("neither answered nor refused", hung, at_most=0),
+            Number("slowest answer or refusal", slowest, "ms", at_most=10_000),
         ],
         seconds=[*storm.per_second(), *_shifted(calm, seconds)],
         moments=[Moment(seconds, "load back to normal")],

@@ -77,8 +77,8 @@ def _outcome(
         "left out for a second at a time.",
         numbers=[
             Number("failed requests", len(record.failed), at_most=0, n=len(record.answers)),
-            Number("sent again by the client, its connection was closed", record.resent, at_most=0),
             Number("requests", len(record.answers), at_least=wanted),
+            Number("sent again by the client, its connection was closed", record.resent, at_most=0),
             Number("requests that the gateway asked a second time", retried),
             Number("slowest answer", slowest, "ms", at_most=10_000),
             Number("longest time without an answer", record.longest_gap_s(), "s", at_most=5),

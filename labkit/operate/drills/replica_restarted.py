@@ -53,12 +53,12 @@ def _outcome(
         "half started server.",
         numbers=[
             Number("failed requests", len(record.failed), at_most=0, n=len(record.answers)),
-            Number("sent again by the client, its connection was closed", record.resent, at_most=0),
             Number("start until ready", ready_s - killed_s, "s"),
             Number("ready until it answers again", taken_s - ready_s, "s", at_most=5),
             Number(
                 "its share of the load then", share, at_least=0.25, at_most=0.75, n=round(total)
             ),
+            Number("sent again by the client, its connection was closed", record.resent, at_most=0),
         ],
         seconds=record.per_second(),
         moments=[

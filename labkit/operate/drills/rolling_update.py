@@ -27,9 +27,9 @@ def run(lab: Lab) -> Outcome:
             begin = load.now_s
             for replica in replicas:
                 lab.say(f"replica {replica.name}: out, new version, in again")
-                moments.append(Moment(load.now_s, f"{replica.name} out"))
-                counted = Counters.total([counted, replace(replica, replicas, gateway, new, lab)])
-                moments.append(Moment(load.now_s, f"{replica.name} in"))
+                moments.append(Moment(load.now_s, f"{replica.name} leaves"))
+                counted = Counters.total([counted, replace(replica, replicas, gateway, new)])
+            moments.append(Moment(load.now_s, "all updated"))
             took = load.now_s - begin
             load.reached(len(load.answers) + AFTER // scale, LIMIT_S)
             record = load.record()
@@ -37,9 +37,7 @@ def run(lab: Lab) -> Outcome:
     return _outcome(record, moments, counted, now, took)
 
 
-def replace(
-    replica: Replica, replicas: Replicas, gateway: Gateway, repository: Path, lab: Lab
-) -> Counters:
+def replace(replica: Replica, replicas: Replicas, gateway: Gateway, repository: Path) -> Counters:
     """Update one replica; return what it had counted before it ended."""
     others = [other for other in replicas if other is not replica]
     gateway.reload([other.http for other in others], [other.grpc for other in others])

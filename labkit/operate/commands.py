@@ -1,0 +1,114 @@
+"""The command `labkit drills`. Thin: parse, call the library, print."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from labkit.operate.drills import Drill, Result
+
+app = typer.Typer()
+console = Console(soft_wrap=True, highlight=False)
+COLOURS = {"passed": "green", "failed": "red", "not measured": "yellow"}
+
+
+@app.command()
+def drills(
+    names: Annotated[list[str] | None, typer.Argument(help="Drills; all but soak if none.")] = None,
+    short: Annotated[bool, typer.Option("--short", help="Fewer requests and seconds.")] = False,
+    run: Annotated[
+        Path | None,
+        typer.Option(help="Run whose model is served; the newest complete one if none."),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder for drills.json and the page.")
+    ] = (Path("runs/drills")),
+    list_: Annotated[bool, typer.Option("--list", help="Say which drills there are.")] = False,
+) -> None:
+    """Break a real deployment on purpose; exit 1 when a drill does not keep to its limits."""
+    from labkit.operate.drills import DRILLS, Lab, find_drills, find_model, perform, record
+    from labkit.operate.drills.page import write_page
+
+    if list_:
+        for drill in DRILLS:
+            more = "" if drill.usual else " (only when named)"
+            console.print(f"{drill.name:18} {drill.title}{more}")
+        return
+    chosen = find_drills(names or ())
+    model = find_model(run)
+    out = out.absolute()
+    out.mkdir(parents=True, exist_ok=True)
+    shown_run = model.parents[1].name if model.parent.name == "model_repository" else model.name
+    console.print(f"{len(chosen)} drills with {model.name} of {shown_run}, into {escape(str(out))}")
+    results: list[Result] = []
+    with _DrillDisplay(chosen) as display:
+        lab = Lab(model, out / "work", short, say=display.say)
+        for drill in chosen:
+            display.begin(drill)
+            result = perform(drill, lab)
+            results.append(result)
+            display.end(result)
+            kept = record.save(out / "drills.json", results, shown_run, short)
+    page = write_page(out / "drills.html", kept)
+    console.print(f"{escape(str(out / 'drills.json'))}\n{escape(str(page))}")
+    if any(result.status == "failed" for result in results):
+        raise typer.Exit(1)
+
+
+class _DrillDisplay:
+    """Progress of the drills: a live table on a terminal, a line per event elsewhere."""
+
+    def __init__(self, chosen: "list[Drill]") -> None:
+        self._total = len(chosen)
+        self._results: list[Result] = []
+        self._now, self._saying, self._begin = "", "", 0.0
+        self._live = Live(
+            console=console, get_renderable=self._table, refresh_per_second=4, transient=True
+        )
+
+    def __enter__(self) -> "_DrillDisplay":
+        if console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if console.is_terminal:
+            self._live.stop()
+
+    def begin(self, drill: "Drill") -> None:
+        """Show that a drill begins."""
+        self._now, self._saying, self._begin = drill.name, "", time.monotonic()
+
+    def say(self, text: str) -> None:
+        """Show what goes on in it."""
+        self._saying = text
+        if not console.is_terminal:
+            console.print(f"  {self._now}: {escape(text)}")
+
+    def end(self, result: "Result") -> None:
+        """Show its result."""
+        self._results.append(result)
+        colour = COLOURS[result.status]
+        console.print(
+            f"[{len(self._results)}/{self._total}] {result.name:18} [{colour}]{result.status}[/] "
+            f"{result.took_s:6.1f} s  {escape(result.reason or _client(result))}"
+        )
+
+    def _table(self) -> Table:
+        table = Table(show_edge=False, show_header=False, box=None)
+        table.add_row(
+            f"[{len(self._results) + 1}/{self._total}] {self._now}",
+            f"{time.monotonic() - self._begin:.0f} s",
+            escape(self._saying),
+        )
+        return table
+
+
+def _client(result: "Result") -> str:
+    return result.outcome.client if result.outcome else ""
