@@ -3,7 +3,7 @@
 import contextlib
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +12,7 @@ from typing import Self
 import numpy as np
 
 from labkit.errors import LabError
+from labkit.operate.gateway import Gateway
 from labkit.operate.processes import gone
 from labkit.server import TritonServer
 from labkit.server.ports import can_listen
@@ -193,3 +194,33 @@ class Replicas:
         """Stop all of them."""
         for replica in self:
             replica.stop()
+
+
+def renew(
+    replicas: Replicas,
+    replica: Replica,
+    gateway: Gateway,
+    repository: Path | None = None,
+    leaving: Callable[[Replica], None] = lambda replica: None,
+) -> None:
+    """Take a replica out of the gateway, start it again, and put it back: one step of an update.
+
+    Args:
+        replicas: All that stand behind the gateway.
+        replica: The one to start again.
+        gateway: Running.
+        repository: What it serves from now on; None for what it served.
+        leaving: Called when it gets no more requests, before it ends.
+    """
+    gateway.reload(*_addresses(other for other in replicas if other is not replica))
+    leaving(replica)
+    replica.stop()
+    replica.repository = repository or replica.repository
+    replica.start()
+    gateway.reload(*_addresses(replicas))
+
+
+def _addresses(replicas: Iterable[Replica]) -> tuple[list[str], list[str]]:
+    """Return the HTTP and the gRPC addresses."""
+    chosen = list(replicas)
+    return [replica.http for replica in chosen], [replica.grpc for replica in chosen]

@@ -6,10 +6,9 @@ from labkit.operate.counters import Counters
 from labkit.operate.drills.drill import Drill
 from labkit.operate.drills.lab import Lab
 from labkit.operate.drills.outcome import Moment, Number, Outcome
-from labkit.operate.gateway import Gateway
 from labkit.operate.load import Load, Record, Shape
 from labkit.operate.processes import gone, stubs, until
-from labkit.operate.replicas import Replica, Replicas
+from labkit.operate.replicas import Replica, renew
 
 CLIENTS = 4
 LIMIT_S = 120.0
@@ -34,7 +33,7 @@ def run(lab: Lab) -> Outcome:
             says = {path: status(one, path) for path in _health(lab.name)}
             counted = Counters.read(one.metrics, lab.name)
             lab.say("starting the replica again")
-            _replace(one, replicas, gateway)
+            renew(replicas, one, gateway)
             back_s = load.now_s
             load.reached(len(load.answers) + ask, LIMIT_S)
             record = load.record()
@@ -60,14 +59,6 @@ def status(replica: Replica, path: str) -> int:
 def _answers_again(replica: Replica, model: str) -> bool:
     """Say whether a server has started the process of its model anew."""
     return bool(stubs(replica.pid)) and status(replica, _health(model)[2]) == http.client.OK
-
-
-def _replace(replica: Replica, replicas: Replicas, gateway: Gateway) -> None:
-    """Take a replica out of the gateway, start it again, and put it back."""
-    others = [other for other in replicas if other is not replica]
-    gateway.reload([other.http for other in others], [other.grpc for other in others])
-    replica.start()
-    gateway.reload([other.http for other in replicas], [other.grpc for other in replicas])
 
 
 def _outcome(

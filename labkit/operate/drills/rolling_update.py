@@ -1,14 +1,11 @@
 """A new model version reaches every replica under load, one replica after the other."""
 
-from pathlib import Path
-
 from labkit.operate.counters import Counters
 from labkit.operate.drills.drill import Drill
 from labkit.operate.drills.lab import Lab
 from labkit.operate.drills.outcome import Moment, Number, Outcome
-from labkit.operate.gateway import Gateway
 from labkit.operate.load import Load, Record, Shape
-from labkit.operate.replicas import Replica, Replicas
+from labkit.operate.replicas import Replica, renew
 
 CLIENTS = 4
 BEFORE, AFTER = 600, 600  # requests before the update begins and after it is over
@@ -21,32 +18,25 @@ def run(lab: Lab) -> Outcome:
     old, new = lab.repository("version_1"), lab.repository("version_2", versions=(1, 2))
     with lab.replicas(old) as replicas, lab.gateway(replicas) as gateway:
         target = lab.target(replicas["one"].http, gateway)
-        moments, counted = [], Counters()
+        moments: list[Moment] = []
+        counted: list[Counters] = []
+
+        def note(replica: Replica) -> None:
+            counted.append(Counters.read(replica.metrics, lab.name))
+
         with Load(target, Shape(CLIENTS, seconds=LIMIT_S)) as load:
             load.reached(BEFORE // scale, LIMIT_S)
             begin = load.now_s
             for replica in replicas:
                 lab.say(f"replica {replica.name}: out, new version, in again")
                 moments.append(Moment(load.now_s, f"{replica.name} leaves"))
-                counted = Counters.total([counted, replace(replica, replicas, gateway, new)])
+                renew(replicas, replica, gateway, new, note)
             moments.append(Moment(load.now_s, "all updated"))
             took = load.now_s - begin
             load.reached(len(load.answers) + AFTER // scale, LIMIT_S)
             record = load.record()
         now = Counters.total(Counters.read(replica.metrics, lab.name) for replica in replicas)
-    return _outcome(record, moments, counted, now, took)
-
-
-def replace(replica: Replica, replicas: Replicas, gateway: Gateway, repository: Path) -> Counters:
-    """Update one replica; return what it had counted before it ended."""
-    others = [other for other in replicas if other is not replica]
-    gateway.reload([other.http for other in others], [other.grpc for other in others])
-    counted = Counters.read(replica.metrics, lab.name)
-    replica.stop()
-    replica.repository = repository
-    replica.start()
-    gateway.reload([other.http for other in replicas], [other.grpc for other in replicas])
-    return counted
+    return _outcome(record, moments, Counters.total(counted), now, took)
 
 
 def _outcome(
