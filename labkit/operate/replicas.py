@@ -11,9 +11,10 @@ from typing import Self
 
 import numpy as np
 
+from labkit.client import Unreachable, metrics
 from labkit.errors import LabError
 from labkit.operate.gateway import Gateway
-from labkit.operate.processes import gone
+from labkit.operate.processes import gone, until
 from labkit.server import TritonServer
 from labkit.server.ports import can_listen
 
@@ -22,6 +23,7 @@ ENDPOINTS = ("http", "grpc", "metrics")
 # that is down must still be free when it comes back.
 FIRST_PORT, LAST_PORT = 20_000, 32_000
 KILL_TIMEOUT_S = 10.0
+METRICS_LIMIT_S = 10.0
 
 
 class ReplicaError(LabError):
@@ -104,7 +106,7 @@ class Replica:
         return not gone(self._server.pid, 0)
 
     def start(self) -> None:
-        """Start it and wait until every model is ready."""
+        """Start it and wait until every model is ready, and its metrics are there."""
         self.stop()
         self._server = TritonServer(
             self.repository,
@@ -117,6 +119,13 @@ class Replica:
             exit_timeout_s=self.exit_timeout_s,
         )
         self._server.start()
+        until(self._has_metrics, METRICS_LIMIT_S)  # Triton opens this port last
+
+    def _has_metrics(self) -> bool:
+        try:
+            return bool(metrics(self.metrics))
+        except Unreachable:
+            return False
 
     def stop(self) -> None:
         """End it in order: what is in flight is answered, as far as the exit timeout allows."""

@@ -1,0 +1,110 @@
+"""Short drills on real servers: a small model, real Tritons, a real gateway."""
+
+import json
+from pathlib import Path
+
+import psutil
+import pytest
+from typer.testing import CliRunner
+
+from labkit.operate.commands import app
+from labkit.operate.drills import Lab, Number, Outcome, find_drills, perform
+from labkit.operate.drills.outcome import NOT_MEASURED, Result
+from labkit.operate.load import Load, Shape
+from labkit.operate.processes import rss_mib, stubs
+from labkit.operate.replicas import ReplicaError
+
+pytestmark = [pytest.mark.triton, pytest.mark.nginx, pytest.mark.timeout(150)]
+# What a busy machine decides, and the drill at full length judges.
+SPEED = ("against", "percentile", "slowest", "longest", "exit,", "until", "load")
+
+
+def done(lab: Lab, name: str) -> Outcome:
+    """Do a drill; every limit that is not one of speed must hold."""
+    before = {process.pid for process in psutil.Process().children(recursive=True)}
+    result: Result = perform(find_drills([name])[0], lab)
+    if result.status == NOT_MEASURED:
+        pytest.skip(result.reason)
+    assert result.outcome is not None, result.reason
+    missed = [number for number in result.outcome.numbers if not number.passed]
+    assert not [n for n in missed if not any(word in n.name for word in SPEED)], result.reason
+    left = {process.pid for process in psutil.Process().children(recursive=True)} - before
+    assert not left, left
+    return result.outcome
+
+
+def number(outcome: Outcome, name: str) -> Number:
+    return next(entry for entry in outcome.numbers if entry.name == name)
+
+
+def test_a_killed_replica_costs_no_request(lab: Lab) -> None:
+    outcome = done(lab, "replica-killed")
+    assert number(outcome, "failed requests").value == 0
+    assert number(outcome, "requests").value >= 1_000
+
+
+def test_a_rolling_update_costs_no_request(lab: Lab) -> None:
+    outcome = done(lab, "rolling-update")
+    assert number(outcome, "failed requests").value == 0
+    assert number(outcome, "answers of the new version").value > 100
+
+
+def test_overload_is_refused_and_nothing_hangs(lab: Lab) -> None:
+    outcome = done(lab, "overload")
+    assert number(outcome, "neither answered nor refused").value == 0
+    assert sum(second.refused for second in outcome.seconds) > 100
+    assert sum(second.answered for second in outcome.seconds) > 10
+
+
+def test_a_damaged_version_never_serves(lab: Lab) -> None:
+    assert number(done(lab, "corrupt-model"), "failed requests").value == 0
+
+
+def test_malformed_requests_are_refused(lab: Lab) -> None:
+    outcome = done(lab, "malformed")
+    assert number(outcome, "malformed requests").value == 500
+    assert number(outcome, "refused with a reason").value > 200
+
+
+def test_a_huge_body_stops_at_the_gateway(lab: Lab) -> None:
+    outcome = done(lab, "huge-body")
+    assert number(outcome, "Triton itself: memory at the most").value > 20  # so the cap is needed
+
+
+def test_a_full_shm_is_named_and_survived(lab: Lab) -> None:
+    assert number(done(lab, "full-shm"), "large requests that failed").value > 0
+
+
+def test_a_dead_model_process_is_seen_and_cured(lab: Lab) -> None:
+    outcome = done(lab, "backend-killed")
+    assert number(outcome, "failed requests until then").value > 0
+    assert "BACKEND" in outcome.metrics
+
+
+def test_a_replica_is_killed_and_comes_back_where_it_was(lab: Lab) -> None:
+    with lab.replicas(lab.repository(), ("one",)) as replicas:
+        one = replicas["one"]
+        address, pid, model_pid = one.http, one.pid, stubs(one.pid)[0].pid
+        assert rss_mib(pid) > 20
+        one.kill()
+        assert not one.running and not psutil.pid_exists(model_pid)
+        with pytest.raises(ReplicaError, match="one does not run"):
+            _ = one.pid
+        one.start()
+        assert (one.http, one.running) == (address, True)
+        with Load(lab.target(one.http), Shape(2, seconds=20, requests=20)) as load:
+            record = load.finish()
+        assert len(record.answered) == 20 and not record.failed
+        with pytest.raises(ReplicaError, match="got replica 'two', expected one of one"):
+            replicas["two"]
+
+
+def test_the_command_writes_record_and_page(run_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ["huge-body", "--short", "--run", str(run_folder), "--out", str(out)]
+    ran = CliRunner().invoke(app, arguments)
+    assert ran.exit_code == 0, ran.output
+    assert "[1/1] huge-body          passed" in ran.output
+    saved = json.loads((out / "drills.json").read_text())
+    assert [row["status"] for row in saved["results"]] == ["passed"]
+    assert "1 of 1 drills kept to their limits." in (out / "drills.html").read_text()
