@@ -130,7 +130,7 @@ def regrade(
             read_roster(roster)
 
     def show(result: Result, measured: bool) -> None:
-        how = "measured again" if measured else "points only"
+        how = "measured again" if measured else "from stored measurements"
         console.print(f"{escape(result.student)}: {_points(result)}, {how}")
 
     plan, results = give_points_again(plan, rubric, measure, show)

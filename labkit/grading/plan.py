@@ -4,7 +4,7 @@ import fcntl
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -126,7 +126,7 @@ class Plan:
         if not self.memory_mib or "memory_mib" in rubric.limits:
             return rubric
         limits = {"memory_mib": self.memory_mib, **rubric.limits}
-        return Rubric(rubric.title, rubric.items, limits, rubric.sha256)
+        return replace(rubric, limits=limits)
 
     @cached_property
     def confinement(self) -> Isolation:

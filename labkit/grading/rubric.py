@@ -3,8 +3,8 @@
 import hashlib
 import math
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +72,15 @@ class Rubric:
         items: In the order of the feedback.
         limits: Changes to the profile's limits.
         sha256: Of the file, to tell which rubric gave which points.
+        exercises_for_full: Share of a notebook's exercise points, in [0, 1], from which on what the
+            notebook makes counts in full; below, in proportion. 0: always in full.
     """
 
     title: str
     items: tuple[Item, ...]
     limits: Mapping[str, float] = field(default_factory=dict)
     sha256: str = ""
+    exercises_for_full: float = 0.0
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -95,8 +98,28 @@ class Rubric:
         return LIMITS[profile].changed(dict(self.limits))
 
     def score(self, measurements: Mapping[str, Measurement]) -> list[ItemResult]:
-        """Turn measurements into points; what was not measured earns none."""
-        return [_score(item, measurements.get(item.id)) for item in self.items]
+        """Turn measurements into points; what was not measured earns none.
+
+        The notebooks as they are handed out make nearly everything that is measured. So that this
+        alone earns nothing, it counts as far as the exercises beside it are solved.
+        """
+        items = [_score(item, measurements.get(item.id)) for item in self.items]
+        return [self._beside_exercises(item, items) for item in items]
+
+    def _beside_exercises(self, item: ItemResult, items: Sequence[ItemResult]) -> ItemResult:
+        """Return what an item is worth, given the exercises of its notebook."""
+        beside = [other for other in items if other.stage == item.stage and other.id in EXERCISES]
+        possible = sum(other.maximum for other in beside)
+        if item.id in EXERCISES or not possible or not self.exercises_for_full:
+            return item
+        solved = sum(other.points for other in beside) / possible
+        share = min(1.0, solved / self.exercises_for_full)
+        if share == 1.0:
+            return item
+        points = round(share * item.points, DIGITS)
+        told = f"counts {share:.0%}, as {solved:.0%} of this notebook's exercises are solved"
+        reason = f"{item.reason}; {told}" if item.reason else told
+        return replace(item, points=points, reason=reason, hint="solve the exercises beside it")
 
 
 def _score(item: Item, measured: Measurement | None) -> ItemResult:
@@ -146,7 +169,12 @@ def load_rubric(path: Path | None = None, profile: str = "smoke") -> Rubric:
         raise RubricError(f"{path.name}: got limits {limits!r}, expected one table [limits]")
     LIMITS[profile].changed(limits)  # says what is wrong before anything is graded
     title = document.get("title", "Deploying a model")
-    return Rubric(str(title), items, limits, hashlib.sha256(content).hexdigest())
+    share = document.get("exercises_for_full", 0.0)
+    if not _is_a(float, share) or not 0 <= share <= 1:
+        raise RubricError(
+            f"{path.name}: got exercises_for_full {share!r}, expected a share from 0 to 1"
+        )
+    return Rubric(str(title), items, limits, hashlib.sha256(content).hexdigest(), share)
 
 
 def _item(entry: Any, profile: str, file: str) -> Item:
@@ -154,10 +182,13 @@ def _item(entry: Any, profile: str, file: str) -> Item:
     values = dict(entry) if isinstance(entry, dict) else {}
     where = f"{file}, item {values.get('id', 'without an id')}"
     values |= _special(values.pop("profile", {}), profile, where)
-    try:
-        item = Item(**values)
-    except TypeError as error:
-        raise RubricError(f"{where}: {error}") from None
+    names = [part.name for part in fields(Item)]
+    if unknown := sorted(set(values) - set(names)):
+        known = ", ".join(names)
+        raise RubricError(f"{where}: got {', '.join(unknown)}, expected some of: {known}")
+    if missing := sorted({"id", "stage", "title", "points"} - set(values)):
+        raise RubricError(f"{where}: {', '.join(missing)} missing")
+    item = Item(**values)
     for part in fields(item):
         value = getattr(item, part.name)
         if not _is_a(part.type, value):

@@ -344,7 +344,7 @@ def test_points_change_with_the_rubric(labkit: Command, grades: Path, tmp_path: 
     other.write_text(RUBRIC.read_text().replace("points = 8", "points = 9"))
     status, said = labkit("regrade", grades, "--rubric", other)
     assert status == 0, said
-    assert said.count("0 of 102 points, points only") == 2
+    assert said.count("0 of 102 points, from stored measurements") == 2
     assert {read_json(path)["maximum"] for path in (grades / "results").iterdir()} == {102}
 
 
@@ -352,12 +352,14 @@ def test_what_was_cleared_away_keeps_its_points(labkit: Command, grades: Path) -
     """Evidence takes room; without it, a measurement cannot be repeated, and stands."""
     path = grades / "results" / "ada.json"
     record = read_json(path)
-    record["measurements"] = {"02.accuracy": {"value": 1.0, "detail": "all right"}}
+    record["measurements"] = {
+        name: {"value": 1.0, "detail": "all right"} for name in ("02.accuracy", "ex-02-recalls")
+    }
     write_json(path, record)
     status, said = labkit("regrade", grades, "--measure")
     assert status == 0, said
-    assert "ada: 8 of 100 points, points only" in said
-    assert read_result(path).points == 8
+    assert "ada: 10 of 100 points, from stored measurements" in said
+    assert read_result(path).points == 10
 
 
 # ---- parts

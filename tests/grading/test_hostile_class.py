@@ -368,7 +368,7 @@ def test_points_are_given_again_without_running_a_notebook(whole: Graded, tmp_pa
     said = regrade(whole, "--rubric", str(tmp_path / "rubric.toml"))
     after = read_result(whole.grades / "results" / "correct.json")
     assert (after.points, after.maximum) == (before.points + 10, before.maximum + 10)
-    assert "points only" in said and "measured again" not in said
+    assert "from stored measurements" in said and "measured again" not in said
     assert "110" in (whole.grades / "gradebook.csv").read_text()
 
     assert "measured again" in regrade(whole, "--measure")

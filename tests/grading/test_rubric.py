@@ -220,3 +220,57 @@ def test_wrong_rubrics_and_profiles_are_wrong_usage(tmp_path: Path) -> None:
 
 def test_the_labs_own_rubric_is_the_file_beside_the_module() -> None:
     assert load_rubric(RUBRIC) == load_rubric()
+
+
+# What the notebooks make by themselves
+
+
+def solved(*names: str) -> dict[str, Measurement]:
+    """Everything of every notebook, and these exercises only."""
+    made = {item.id: Measurement(item.full, "right") for item in load_rubric().items}
+    return {name: what for name, what in made.items() if name not in EXERCISES or name in names}
+
+
+def test_who_solves_no_exercise_earns_nothing() -> None:
+    """The notebooks as they are handed out make nearly everything that is measured."""
+    results = load_rubric().score(solved())
+    assert sum(result.points for result in results) == 0
+    [accuracy] = [result for result in results if result.id == "02.accuracy"]
+    assert accuracy.reason == "right; counts 0%, as 0% of this notebook's exercises are solved"
+    assert accuracy.hint == "solve the exercises beside it"
+
+
+def test_one_of_two_exercises_is_enough_and_half_of_one_is_half() -> None:
+    def points(measurements: dict[str, Measurement]) -> dict[str, float]:
+        return {result.id: result.points for result in load_rubric().score(measurements)}
+
+    full = points(solved("ex-02-recalls"))
+    assert (full["02.accuracy"], full["ex-02-learning-rate"]) == (8, 0)
+    half = points(solved() | {"ex-02-recalls": Measurement(0.5, "half")})
+    assert (half["02.accuracy"], half["ex-02-recalls"]) == (4, 1)
+    assert half["01.splits"] == 0, "the exercises of one notebook say nothing of another"
+    assert sum(points(solved(*EXERCISES)).values()) == 100
+
+
+def test_a_rubric_without_that_rule_gives_the_points_in_any_case(tmp_path: Path) -> None:
+    path = tmp_path / "rubric.toml"
+    path.write_text(RUBRIC.read_text().replace("exercises_for_full = 0.5\n", ""))
+    assert sum(result.points for result in load_rubric(path).score(solved())) == 68
+
+
+@pytest.mark.parametrize("share", ["2", "-0.1", '"half"', "true", "nan"])
+def test_a_share_that_is_none_is_refused(tmp_path: Path, share: str) -> None:
+    path = tmp_path / "rubric.toml"
+    text = RUBRIC.read_text()
+    path.write_text(text.replace("exercises_for_full = 0.5", f"exercises_for_full = {share}"))
+    with pytest.raises(RubricError, match=r"exercises_for_full .*, expected a share from 0 to 1"):
+        load_rubric(path)
+
+
+def test_a_misspelt_part_of_an_item_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "rubric.toml"
+    path.write_text(RUBRIC.read_text().replace("points = 8", "poinst = 8", 1))
+    with pytest.raises(
+        RubricError, match=r"got poinst, expected some of: id, stage, title"
+    ):
+        load_rubric(path)

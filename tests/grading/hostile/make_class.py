@@ -55,9 +55,10 @@ def contents(fault: Fault) -> dict[str, bytes]:
 
 
 def write_rubric(path: Path) -> None:
-    """Write the lab's rubric with tight limits."""
+    """Write the lab's rubric with tight limits, and points also for who solves no exercise."""
     limits = "\n".join(f"{name} = {value}" for name, value in LIMITS.items())
-    path.write_text(f"{RUBRIC.read_text()}\n[limits]\n{limits}\n")
+    rubric = RUBRIC.read_text().replace("exercises_for_full = 0.5", "exercises_for_full = 0")
+    path.write_text(f"{rubric}\n[limits]\n{limits}\n")
 
 
 def main(out: str) -> int:
