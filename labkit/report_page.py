@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 from itertools import groupby
 from textwrap import shorten
 from typing import Any
@@ -64,7 +65,7 @@ def variant_points(report: dict[str, Any]) -> list[VariantPoint]:
                 low=value.get("throughput_low") or throughput,
                 high=value.get("throughput_high") or throughput,
                 p50_ms=value["latency_p50_ms"],
-                p95_ms=value["latency_p95_ms"],
+                p95_ms=value.get("latency_p95_ms") or math.nan,
                 size_mb=value["size_bytes"] / 1e6,
             )
         )

@@ -22,7 +22,7 @@ class VariantPoint:
         accuracy_n: Test images it was measured on.
         throughput_images_s: Median, images per second.
         low, high: Smallest and largest repetition, images per second.
-        p50_ms, p95_ms: Latency of a single image, milliseconds.
+        p50_ms, p95_ms: Latency of a single image, milliseconds; NaN for too few samples.
         size_mb: Size of the model files, 10⁶ bytes.
     """
 

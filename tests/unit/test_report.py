@@ -1,15 +1,17 @@
 import hashlib
 import json
+import math
 import re
 from copy import deepcopy
 from pathlib import Path
 
 import pytest
 
+from labkit import plots
 from labkit.environment import environment_facts
 from labkit.evidence import NoEvidence
 from labkit.report import COLUMNS, ReportError, build_report, validate_report, write_report
-from labkit.report_page import render
+from labkit.report_page import render, variant_points
 from labkit.repository import VARIANTS
 from labkit.workspace import Workspace, write_json
 
@@ -81,6 +83,22 @@ def test_one_missing_value_takes_the_mark_from_the_row(workspace: Workspace, col
     entry = next(e for e in build_report(workspace)["variants"] if e["name"] == "cifar10_onnx")
     assert entry["status"] == "not measured"
     assert f"/variants/cifar10_onnx/{column}" in entry["reason"]
+
+
+def test_a_slow_machine_has_no_p95_and_a_report_all_the_same(workspace: Workspace) -> None:
+    """The solved notebook 08 once broke off for that: its table had lost the original model."""
+    query = workspace.load_json("query.json")
+    for entry in query["variants"].values():
+        entry.get("latency_ms", {}).update(p95=None, n=14)
+    workspace.save_json("query.json", query, made_by="06_serve")
+    report = build_report(workspace)
+    points = variant_points(report)
+    measured = [row["name"] for row in report["variants"] if row["status"] == "measured"]
+    assert "cifar10_torchscript" in measured
+    assert [point.name for point in points] == measured
+    assert all(math.isnan(point.p95_ms) for point in points)
+    plots.report.variant_comparison(points)
+    assert render(report, workspace).count("1.50 / – / –") == len(measured)
 
 
 def test_p99_of_few_samples_may_be_missing(workspace: Workspace) -> None:
