@@ -103,8 +103,16 @@ def grade(
         _ensure_reference(run, profile)
     found = f"{len(chosen)} submissions, profile {profile}, {confinement}, into {out}"
     console.print(escape(found))
-    with _ClassDisplay() as display:
-        graded = grade_class(plan, chosen, workers, scheduler, display.event)
+    try:
+        with _ClassDisplay() as display:
+            graded = grade_class(plan, chosen, workers, scheduler, display.event)
+    except KeyboardInterrupt:
+        done = len(plan.result_files())
+        console.print(
+            f"[yellow]stopped:[/] {done} of {len(chosen)} graded; go on with --resume, which "
+            "also writes the pages"
+        )
+        raise
     results = plan.results() if only else graded
     for path in publish(plan, results, roster):
         console.print(escape(str(path)))

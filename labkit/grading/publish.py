@@ -1,5 +1,6 @@
 """From results to what is given back: gradebooks, feedback pages, the class page."""
 
+import shutil
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,6 +12,8 @@ from labkit.grading.gradebook import write_gradebooks
 from labkit.grading.plan import Plan, locked
 from labkit.grading.results import Result, write_result
 
+ROSTER = "roster.csv"
+
 # Equal in every submission by construction: the data and the seed decide them.
 ALWAYS_EQUAL = ("splits.json", "configure.json", "model_repository/")
 
@@ -21,7 +24,7 @@ def publish(plan: Plan, results: Sequence[Result], roster: Path | None = None) -
     Args:
         plan: The grading.
         results: Of all submissions.
-        roster: CSV with identities for the gradebooks.
+        roster: CSV with identities for the gradebooks; it is kept, and used again when None.
 
     Returns:
         The pages and tables that an instructor opens: class page, gradebooks.
@@ -29,7 +32,10 @@ def publish(plan: Plan, results: Sequence[Result], roster: Path | None = None) -
     Raises:
         GradingRuns: another process grades into the same folder.
     """
-    title = plan.rubric.title
+    title, kept = plan.rubric.title, plan.out / ROSTER
+    if roster is not None and roster.resolve() != kept.resolve():
+        shutil.copyfile(roster, kept)
+    roster = kept if kept.is_file() else None
     marked = mark_copies(results)
     with locked(plan.out):
         for result in marked:

@@ -14,7 +14,7 @@ from labkit.grading.exercises import judge_exercises, read_answers
 from labkit.grading.grade import EXERCISE_ANSWERS, WORK, judge_sha256, scored
 from labkit.grading.heldout import GradingImages, ImageFiles
 from labkit.grading.intake import safe_name
-from labkit.grading.plan import RUBRIC_COPY, Plan, locked
+from labkit.grading.plan import RUBRIC_COPY, Plan, PlanError, locked
 from labkit.grading.probe import Probe
 from labkit.grading.results import GRADED, Measurement, Result, write_result
 from labkit.grading.rubric import load_rubric
@@ -40,12 +40,17 @@ def regrade(
 
     Returns:
         The plan with the new rubric, and all results.
+
+    Raises:
+        PlanError: there are no results.
     """
     load_rubric(rubric or plan.out / RUBRIC_COPY, plan.profile)
     with locked(plan.out), readable():
         if rubric is not None and rubric.resolve() != (plan.out / RUBRIC_COPY).resolve():
             shutil.copyfile(rubric, plan.out / RUBRIC_COPY)
         plan = Plan.load(plan.out)
+        if not plan.result_files():
+            raise PlanError(f"{plan.out} has no results yet: labkit grade makes them")
         images: GradingImages | None = None
         results = []
         for result in plan.results():

@@ -390,3 +390,46 @@ def test_a_release_is_not_written_over_something(labkit: Command, tmp_path: Path
     assert status != 0
     assert "Traceback" not in said
     assert (tmp_path / "note.txt").read_text() == "mine"
+
+
+# ---- interrupted, or too early
+
+
+def test_ctrl_c_says_how_to_go_on(
+    labkit: Command,
+    submissions: Path,
+    reference: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def grade_class(plan: Plan, *arguments: Any) -> list[Result]:
+        write_result(plan.result_path("ada"), Result("ada", GRADED, "smoke"))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(classroom_module, "grade_class", grade_class)
+    status, said = labkit(
+        "grade", submissions, "--out", tmp_path / "grades", "--reference", reference
+    )
+    assert status == 130
+    assert "stopped: 1 of 2 graded; go on with --resume" in said
+
+
+def test_a_regrade_of_nothing_writes_nothing(labkit: Command, tmp_path: Path) -> None:
+    plan = Plan.begin(Plan(tmp_path / "grades", "smoke", tmp_path), None, False)
+    status, said = labkit("regrade", plan.out)
+    assert status == 2
+    assert "has no results yet: labkit grade makes them" in said
+    assert not (plan.out / "class.html").exists()
+
+
+def test_make_grade_asks_for_a_class() -> None:
+    """Without one it would take the checkout itself for a class of folders."""
+    makefile = project_root() / "Makefile"
+    rule = makefile.read_text().split("\ngrade:")[1].split("\n\n")[0]
+    recipe = rule.split("\n", 1)[1]
+    text = f"VENV_PYTHON := false\ngrade:\n{recipe}\n"
+    done = subprocess.run(
+        ["make", "-f", "-", "grade"], input=text, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "say which class: make grade SUBMISSIONS=FOLDER" in done.stderr

@@ -125,6 +125,9 @@ def test_the_roster_names_who_is_who(plan: Plan, tmp_path: Path) -> None:
     gradebook = (plan.out / "gradebook.csv").read_text()
     assert "Ada L,a@x.org,7" in gradebook
     assert "eve,Eve N,e@x.org,8,no submission,0" in gradebook
+    roster.unlink()
+    publish(plan, [make_result("ada")])
+    assert (plan.out / "gradebook.csv").read_text() == gradebook, "it is kept for a regrade"
 
 
 def test_no_results_make_empty_pages(plan: Plan) -> None:
