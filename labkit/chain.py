@@ -99,7 +99,7 @@ class CellFinding:
     Attributes:
         number: Among the code cells that are not blank, from 1.
         total: How many there are.
-        first_line: Of the cell, shortened.
+        first_line: Of the cell, shortened; not a marker of nbval.
         ran: Whether the cell has an execution count, above that of the cells before it.
         ename: Class of the error that it shows; empty without one.
         evalue: Message of the error.
@@ -358,9 +358,16 @@ def cell_findings(cells: Iterable[NotebookNode]) -> list[CellFinding]:
         evalue = errors[0].evalue if errors else ""
         ran = cell.execution_count is not None and cell.execution_count > previous
         previous = cell.execution_count if ran else previous
-        first_line = cell.source.strip().splitlines()[0][:60]
+        first_line = first_line_of(cell.source)
         findings.append(CellFinding(number, len(code), first_line, ran, ename, evalue))
     return findings
+
+
+def first_line_of(source: str) -> str:
+    """Return the line that tells a cell apart, shortened: the first that is no marker of nbval."""
+    lines = [line.strip() for line in source.splitlines() if line.strip()]
+    telling = [line for line in lines if not line.startswith("# NBVAL_")]
+    return next(iter(telling or lines), "")[:60]
 
 
 def _earlier_stages(
