@@ -1,21 +1,30 @@
 """A result → the pages that a student gets back: `feedback/<student>/`."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
+from labkit.chain import CellFinding
+from labkit.grading.exercises import EXERCISES
 from labkit.grading.intake import safe_name
-from labkit.grading.notebook_page import render_notebook
+from labkit.grading.notebook_page import render_notebook, stopped_cell
 from labkit.grading.pages import (
     INDEX,
+    NOT_RUN,
+    carried,
     environment,
     href,
     one_line,
+    was_cut_short,
+    words_for,
     write_page,
 )
 from labkit.grading.results import (
     AMBIGUOUS,
+    ERROR,
+    GRADED,
     INVALID,
     MISSING,
     OK,
@@ -26,8 +35,19 @@ from labkit.grading.results import (
 from labkit.workspace import MADE_BY
 
 EXECUTED: Final = "executed.ipynb"
-NOT_RUN: Final = frozenset({MISSING, AMBIGUOUS, INVALID})
 MOST_LOSSES: Final = 3
+WHY_NOT_RUN: Final = {
+    MISSING: "was not handed in",
+    AMBIGUOUS: "was handed in more than once",
+    INVALID: "cannot be read",
+}
+HAND_IN: Final = {
+    MISSING: "Hand in",
+    AMBIGUOUS: "Hand in only one file each for",
+    INVALID: "Save in JupyterLab and hand in again:",
+}
+FP32: Final = "model.onnx"  # the model that these items hold against the files made from it
+AGAINST_FP32: Final = frozenset({"04.torchscript", "04.onnx", "04.openvino"})
 
 
 @dataclass(frozen=True)
@@ -40,6 +60,7 @@ class StageView:
         checks: Its items, of hidden ones only points and title.
         points, maximum: Sums over `checks`.
         page: Link to the executed notebook; empty where nothing ran.
+        stopped: A sentence on the cell at which it was stopped; empty where it was not.
         carried: What it was given that was not the student's own, a sentence each.
         went_on: Why later notebooks did not get its files; empty where they did.
     """
@@ -50,24 +71,28 @@ class StageView:
     points: float
     maximum: float
     page: str
+    stopped: str
     carried: list[str]
     went_on: str
 
 
 @dataclass(frozen=True)
 class Loss:
-    """An item that cost points.
+    """What cost points: an item, or something that cost several items theirs.
 
     Attributes:
-        title, stage: Of the item.
+        title: What is to be done, or of the item.
+        stage: Its notebook; empty where it is about several.
         gap: Points that are missing.
         hint: What to look at; empty for a hidden item.
+        cause: What happened; takes the place of a hint.
     """
 
     title: str
     stage: str
     gap: float
-    hint: str
+    hint: str = ""
+    cause: str = ""
 
 
 def write_feedback(out: Path, result: Result, evidence: Path, title: str = "") -> Path:
@@ -83,38 +108,76 @@ def write_feedback(out: Path, result: Result, evidence: Path, title: str = "") -
         The first page, `index.html`.
     """
     folder = out / "feedback" / safe_name(result.student)
+    stopped = {}
     for record in result.stages:
         page = folder / f"{record.stage}.html"
         if record.verdict in NOT_RUN:
             page.unlink(missing_ok=True)  # of an earlier grading
         else:
             executed = evidence / record.stage / EXECUTED
-            write_page(page, render_notebook(executed, result.student, record.stage))
-    return write_page(folder / INDEX, render_feedback(result, title))
+            cell = stopped_cell(executed) if was_cut_short(record) else None
+            if cell:
+                stopped[record.stage] = cell
+            html = render_notebook(executed, result.student, record.stage, record.verdict, cell)
+            write_page(page, html)
+    return write_page(folder / INDEX, render_feedback(result, title, stopped))
 
 
-def render_feedback(result: Result, title: str = "") -> str:
+def render_feedback(
+    result: Result, title: str = "", stopped: Mapping[str, CellFinding] = MappingProxyType({})
+) -> str:
     """Return the first page of a student's feedback as HTML.
 
     Nothing on it comes from other students' submissions, or tells what a hidden item measured.
+
+    Args:
+        result: What was graded. Of a submission that was not, nothing is shown but why.
+        title: Of the rubric.
+        stopped: Notebook → the cell at which it was stopped.
     """
-    items = [_shown(item) for item in result.items]
+    graded = result.status == GRADED
+    reasons = {record.stage: record.reason for record in result.stages}
+    said = {
+        stage: f"It was stopped at {cell.where}."
+        for stage, cell in stopped.items()
+        if f"code cell {cell.number} of" not in reasons.get(stage, "")
+    }
     return (
         environment()
         .get_template("feedback.html")
         .render(
             result=result,
             title=title,
-            headline=_headline(result),
-            losses=_losses(items),
-            stages=list(_stages(result, items)),
+            graded=graded,
+            headline=_headline(result) if graded else [],
+            losses=_losses(result, said) if graded else [],
+            stages=list(_stages(result, said)) if graded else [],
         )
     )
 
 
-def _shown(item: ItemResult) -> ItemResult:
-    """Return an item as the student may see it: of a hidden one points and title only."""
-    return item if item.visible else replace(item, reason="", hint="", value=None)
+def _shown(item: ItemResult, record: StageRecord | None) -> ItemResult:
+    """Return an item as the student may see it: of a hidden one points and title only.
+
+    A hint is shown where it can be right: not where the notebook never came to what it is about.
+    """
+    if not item.visible:
+        return replace(item, reason="", hint="", value=None)
+    if record is None:
+        return item
+    if record.verdict in NOT_RUN:
+        why = f"notebook {_number(record.stage)} {WHY_NOT_RUN[record.verdict]}"
+        return replace(item, reason=why, hint="")
+    if item.id in AGAINST_FP32 and FP32 in record.used_reference and item.value is not None:
+        item = replace(item, reason=f"{item.reason}; FP32 is the reference's {FP32} here")
+    return replace(item, hint="") if _is_lost(item, record) else item
+
+
+def _is_lost(item: ItemResult, record: StageRecord) -> bool:
+    """Return whether an item lost its points because its notebook did not come that far."""
+    if was_cut_short(record):
+        return item.points < item.maximum
+    return record.verdict == ERROR and item.value is None and item.id not in EXERCISES
 
 
 def _headline(result: Result) -> list[str]:
@@ -123,8 +186,7 @@ def _headline(result: Result) -> list[str]:
     if result.stages:
         ran = sum(record.verdict == OK for record in result.stages)
         lines.append(f"{ran} of {len(result.stages)} notebooks ran without an error.")
-        lost = [record.stage for record in result.stages if _went_on(record)]
-        if lost:
+        if lost := carried(result):
             lines.append(
                 f"Later notebooks ran on the course's own files instead of those of {_and(lost)}; "
                 "that costs no points there."
@@ -135,22 +197,52 @@ def _headline(result: Result) -> list[str]:
     return lines
 
 
-def _losses(items: Iterable[ItemResult]) -> list[Loss]:
-    """Return the items that cost most, at most `MOST_LOSSES`."""
-    missed = [
-        Loss(item.title, item.stage, item.maximum - item.points, item.hint)
-        for item in items
-        if item.points < item.maximum
-    ]
-    return sorted(missed, key=lambda loss: -loss.gap)[:MOST_LOSSES]
+def _losses(result: Result, stopped: Mapping[str, str]) -> list[Loss]:
+    """Return what cost most, at most `MOST_LOSSES`: what has one cause together."""
+    records = {record.stage: record for record in result.stages}
+    losses: list[Loss] = []
+    absent: dict[str, dict[str, float]] = {}  # verdict → notebook → points
+    lost: dict[str, float] = {}  # notebook → points
+    for item in result.items:
+        gap, record = item.maximum - item.points, records.get(item.stage)
+        if gap <= 0:
+            continue
+        if record and record.verdict in NOT_RUN:
+            gaps = absent.setdefault(record.verdict, {})
+            gaps[item.stage] = gaps.get(item.stage, 0.0) + gap
+        elif record and _is_lost(item, record):
+            lost[item.stage] = lost.get(item.stage, 0.0) + gap
+        else:
+            losses.append(Loss(item.title, item.stage, gap, _shown(item, record).hint))
+    for verdict, gaps in absent.items():
+        title = f"{HAND_IN[verdict]} {_notebooks(list(gaps), list(records))}"
+        losses.append(Loss(title, next(iter(gaps)) if len(gaps) == 1 else "", sum(gaps.values())))
+    for stage, gap in lost.items():
+        losses.append(_loss_of_notebook(records[stage], gap, stopped.get(stage, "")))
+    return sorted(losses, key=lambda loss: -loss.gap)[:MOST_LOSSES]
 
 
-def _stages(result: Result, items: list[ItemResult]) -> Iterable[StageView]:
+def _loss_of_notebook(record: StageRecord, gap: float, stopped: str) -> Loss:
+    """Return what a notebook cost that did not come to what was to be measured."""
+    cut_short = was_cut_short(record)
+    what = "runs to its end" if cut_short else "makes its files"
+    sentence = words_for(record.verdict).sentence if cut_short else ""
+    said = stopped or one_line(record.reason)
+    return Loss(
+        f"See that notebook {_number(record.stage)} {what}",
+        record.stage,
+        gap,
+        cause=f"{sentence} {said}".strip(),
+    )
+
+
+def _stages(result: Result, stopped: Mapping[str, str]) -> Iterable[StageView]:
     """Yield every notebook of the rubric, whether or not it was run."""
     records = {record.stage: record for record in result.stages}
-    for name in dict.fromkeys([*records, *(item.stage for item in items)]):
+    replaced = carried(result)
+    for name in dict.fromkeys([*records, *(item.stage for item in result.items)]):
         record = records.get(name)
-        checks = [item for item in items if item.stage == name]
+        checks = [_shown(item, record) for item in result.items if item.stage == name]
         yield StageView(
             name=name,
             record=record,
@@ -158,32 +250,72 @@ def _stages(result: Result, items: list[ItemResult]) -> Iterable[StageView]:
             points=sum(item.points for item in checks),
             maximum=sum(item.maximum for item in checks),
             page=href(f"{name}.html") if record and record.verdict not in NOT_RUN else "",
+            stopped=stopped.get(name, ""),
             carried=list(_carried(record, records)) if record else [],
-            went_on=_went_on(record) if record else "",
+            went_on=_went_on(record) if record and name in replaced else "",
         )
 
 
-def _carried(record: StageRecord, records: dict[str, StageRecord]) -> Iterable[str]:
-    """Yield a sentence for every earlier notebook whose files were replaced for this one."""
-    makers: dict[str, list[str]] = {}
+def _carried(record: StageRecord, records: Mapping[str, StageRecord]) -> Iterable[str]:
+    """Yield a sentence for every reason why files of earlier notebooks were replaced."""
+    if record.verdict in NOT_RUN:
+        return
+    own: dict[str, list[str]] = {}  # notebook that left unusable files → those files
+    together: dict[str, list[str]] = {}  # the same → usable files of other notebooks
     for name in record.used_reference:
-        makers.setdefault(MADE_BY.get(name, ""), []).append(name)
-    for maker, names in makers.items():
-        why = one_line(records[maker].why_not) if maker in records else ""
+        maker = MADE_BY.get(name, "")
+        cause = _cause(maker, record.stage, records)
+        (own if cause == maker else together).setdefault(cause, []).append(name)
+    start = f"Notebook {_number(record.stage)} was run on the reference's"
+    for maker, names in own.items():
         whose = f"yours from notebook {_number(maker)}" if maker else "yours"
-        reason = f": {why.rstrip('.')}" if why else ""
         verb = "was" if len(names) == 1 else "were"
         yield (
-            f"Notebook {_number(record.stage)} was run on the reference's {_and(names)}, because "
-            f"{whose} {verb} not used{reason}. This costs you nothing here."
+            f"{start} {_and(names)}, because {whose} {verb} not used"
+            f"{_why(records.get(maker), ': {}')}. This costs you nothing here."
         )
+    for cause, names in together.items():
+        files = _and(own[cause]) if cause in own else "files"
+        yield (
+            f"{start} {_and(names)}, because notebook {_number(cause)} left no usable {files}"
+            f"{_why(records.get(cause), ' ({})') if cause not in own else ''}; files that belong "
+            "together were replaced together. This costs you nothing here."
+        )
+
+
+def _cause(maker: str, stage: str, records: Mapping[str, StageRecord]) -> str:
+    """Return the notebook on whose account files of `maker` were replaced for `stage`.
+
+    Where a notebook leaves no usable files, those that it was made from are replaced with them.
+    """
+    if maker not in records or not records[maker].accepted:
+        return maker
+    failed = [name for name in records if name < stage and not records[name].accepted]
+    return next((name for name in failed if name > maker), failed[0] if failed else maker)
+
+
+def _why(record: StageRecord | None, form: str) -> str:
+    """Return why a notebook's files are not used, in a form; empty where nothing is said."""
+    why = one_line(record.why_not).rstrip(".") if record else ""
+    return form.format(why) if why else ""
 
 
 def _went_on(record: StageRecord) -> str:
-    """Return why later notebooks did not get this one's files; empty where they did."""
-    if record.accepted or not record.why_not:
+    """Return why later notebooks did not get this one's files; empty where nothing is to say."""
+    if record.verdict in NOT_RUN or not record.why_not:
         return ""
     return f"Its files were not passed on to later notebooks: {one_line(record.why_not)}"
+
+
+def _notebooks(stages: list[str], order: list[str]) -> str:
+    """Name notebooks by their numbers: notebook 03; notebooks 03 and 05; notebooks 03 to 08."""
+    numbers = [_number(stage) for stage in stages]
+    if len(numbers) == 1:
+        return f"notebook {numbers[0]}"
+    first = order.index(stages[0])
+    if len(numbers) > 2 and stages == order[first : first + len(stages)]:
+        return f"notebooks {numbers[0]} to {numbers[-1]}"
+    return f"notebooks {_and(numbers)}"
 
 
 def _number(stage: str) -> str:

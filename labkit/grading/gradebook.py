@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
-from labkit.grading.pages import by_name, one_line, points_text, words_for
+from labkit.grading.pages import by_name, carried, one_line, points_text, words_for
 from labkit.grading.results import FAILED, GRADED, Result
 from labkit.grading.roster import Person, read_roster, roster_key, without_submission
 from labkit.workspace import write_text
@@ -68,7 +68,7 @@ def _gradebook(results: Sequence[Result], people: dict[str, Person]) -> list[lis
             "maximum": points_text(result.maximum),
             **{item.id: points_text(item.points) for item in result.items},
             **{f"{record.stage} verdict": record.verdict for record in result.stages},
-            "carried": "; ".join(result.carried()),
+            "carried": "; ".join(carried(result)),
             "notes": " ".join(_notes(result)),
         }
     maximum = points_text(max((result.maximum for result in results), default=0.0))

@@ -16,15 +16,20 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
+from labkit.chain import CellFinding, first_line_of
 from labkit.errors import LabError
+from labkit.grading.notebook_file import INJECTED
 from labkit.grading.notebook_output import Output, cut, error_line, read_output, text_of
 from labkit.grading.pages import environment
+from labkit.grading.printable import short_line
+from labkit.grading.results import OK
 
 MAX_FILE_BYTES: Final = 20_000_000
 MAX_PAGE_CHARS: Final = 6_000_000
 MAX_CELLS: Final = 500
 MAX_OUTPUTS: Final = 40  # of one cell
 MOST_ERRORS: Final = 5  # listed on top of the page
+OF_PAPERMILL: Final = frozenset({INJECTED, "papermill-error-cell-tag"})  # tags of its own cells
 
 # Bold, then italics; what is between the marks holds no further mark.
 _EMPHASIS = re.compile(r"\*\*([^*]+)\*\*|\*(?=\S)([^*\n]+)(?<=\S)\*")
@@ -55,9 +60,9 @@ class Cell:
     """One cell as it is shown.
 
     Attributes:
-        number: Position in the notebook, from 1.
+        number: Among the code cells that are not blank, from 1, as every page counts them; 0 for
+            any other cell.
         is_code: Whether it is a code cell.
-        count: Execution count of a code cell, or a blank.
         code: Source, coloured.
         blocks: A markdown cell's pieces.
         outputs: What it printed and drew.
@@ -68,7 +73,6 @@ class Cell:
 
     number: int
     is_code: bool = False
-    count: str = " "
     code: Markup = field(default_factory=Markup)
     blocks: list[Block] = field(default_factory=list)
     outputs: list[Output] = field(default_factory=list)
@@ -83,13 +87,17 @@ class Cell:
         return len(self.code) + sum(len(block.text) + 50 for block in self.blocks) + outputs + 200
 
 
-def render_notebook(path: Path, student: str, stage: str) -> str:
+def render_notebook(
+    path: Path, student: str, stage: str, verdict: str = OK, stopped: CellFinding | None = None
+) -> str:
     """Return the page of an executed notebook as HTML; a damaged one gives a page that says so.
 
     Args:
         path: The notebook, as the sandbox left it.
         student: Name of the submission.
         stage: Such as `03_export`.
+        verdict: What became of it.
+        stopped: The cell at which it was stopped, see `stopped_cell`; None where it was not.
     """
     problem, found, cells = "", [], []
     try:
@@ -104,6 +112,8 @@ def render_notebook(path: Path, student: str, stage: str) -> str:
             student=student,
             stage=stage,
             problem=problem,
+            verdict=verdict,
+            stopped=stopped,
             cells=cells,
             more_cells=len(found) - len(cells),
             errors=[cell for cell in cells if cell.error],
@@ -113,8 +123,49 @@ def render_notebook(path: Path, student: str, stage: str) -> str:
     )
 
 
+def stopped_cell(path: Path) -> CellFinding | None:
+    """Return the code cell at which a notebook was stopped; None where none shows it.
+
+    It is the one that papermill says is running, else the first that has no execution count.
+    """
+    try:
+        code = [cell for cell in read_cells(path) if _is_counted(cell)]
+    except UnreadableNotebook:
+        return None
+    running = [place for place, cell in enumerate(code) if _is_running(cell)]
+    silent = [place for place, cell in enumerate(code) if cell.get("execution_count") is None]
+    for place in running or silent:
+        first_line = short_line(first_line_of(text_of(code[place].get("source"))))
+        return CellFinding(place + 1, len(code), first_line, ran=False)
+    return None
+
+
+def _is_counted(cell: Any) -> bool:
+    """Return whether a cell has a number: a code cell that is not blank."""
+    is_code = isinstance(cell, dict) and cell.get("cell_type") == "code"
+    return is_code and bool(text_of(cell.get("source")).strip())
+
+
+def _is_running(cell: dict[str, Any]) -> bool:
+    """Return whether papermill last wrote that the cell was running."""
+    entry = _metadata(cell).get("papermill")
+    return isinstance(entry, dict) and entry.get("status") == "running"
+
+
+def _is_papermills(cell: Any) -> bool:
+    """Return whether papermill put the cell in: its parameters, or its note on an error."""
+    tags = _metadata(cell).get("tags")
+    return isinstance(tags, list) and any(tag in OF_PAPERMILL for tag in map(text_of, tags))
+
+
+def _metadata(cell: Any) -> dict[str, Any]:
+    """Return a cell's metadata, of which nothing is known yet."""
+    metadata = cell.get("metadata") if isinstance(cell, dict) else None
+    return metadata if isinstance(metadata, dict) else {}
+
+
 def read_cells(path: Path) -> list[Any]:
-    """Return the cells of a notebook file, of which nothing is known yet.
+    """Return the cells of a notebook file, of which nothing is known yet, without papermill's own.
 
     Raises:
         UnreadableNotebook: it is missing, too large, not JSON, or has no list of cells.
@@ -143,13 +194,15 @@ def read_cells(path: Path) -> list[Any]:
             "The notebook as it ran has no list of cells, as notebooks of version 4 have, and "
             "cannot be shown."
         )
-    return cells
+    return [cell for cell in cells if not _is_papermills(cell)]
 
 
 def _cells_that_fit(found: list[Any]) -> Iterator[Cell]:
     """Yield cells until the page is full."""
-    used = 0
-    for number, raw in enumerate(found[:MAX_CELLS], start=1):
+    used = counted = 0
+    for raw in found[:MAX_CELLS]:
+        counted += _is_counted(raw)
+        number = counted if _is_counted(raw) else 0
         cell = _cell(number, raw if isinstance(raw, dict) else {})
         used += cell.size
         if used > MAX_PAGE_CHARS:
@@ -167,11 +220,9 @@ def _cell(number: int, raw: dict[str, Any]) -> Cell:
         return Cell(number, blocks=[Block("pre", escape(source))], left_out=left_out)
     outputs = raw.get("outputs")
     outputs = outputs if isinstance(outputs, list) else []
-    count = raw.get("execution_count")
     return Cell(
         number,
         is_code=True,
-        count=str(count) if isinstance(count, int) and 0 <= count < 10**6 else " ",
         code=Markup(highlight(source, PythonLexer(), _FORMATTER)),
         outputs=[read_output(entry) for entry in outputs[:MAX_OUTPUTS]],
         more_outputs=max(0, len(outputs) - MAX_OUTPUTS),

@@ -13,10 +13,11 @@ import jinja2
 
 from labkit.grading import results
 from labkit.grading.intake import safe_name
-from labkit.grading.results import Result
-from labkit.workspace import write_text
+from labkit.grading.results import Result, StageRecord
+from labkit.workspace import MADE_BY, write_text
 
 INDEX: Final = "index.html"
+NOT_RUN: Final = frozenset({results.MISSING, results.AMBIGUOUS, results.INVALID})
 
 # What a browser may load while it shows one of these pages: nothing but what is in the page.
 POLICY: Final = (
@@ -90,6 +91,20 @@ _UNKNOWN: Final = Words("unknown", "The grader left no verdict that it knows.", 
 def words_for(verdict: str) -> Words:
     """Return the words for a verdict; a result of a newer grader may hold one that is unknown."""
     return VERDICT_WORDS.get(verdict, _UNKNOWN)
+
+
+def was_cut_short(record: StageRecord) -> bool:
+    """Return whether a notebook began and was stopped, so that its last cells did not run."""
+    return words_for(record.verdict).kind in ("stopped", "limit")
+
+
+def carried(result: Result) -> list[str]:
+    """Return the stages instead of whose files a notebook that ran was given the reference's."""
+    ran = [record for record in result.stages if record.verdict not in NOT_RUN]
+    used = {MADE_BY.get(name) for record in ran for name in record.used_reference}
+    return [
+        record.stage for record in result.stages if not record.accepted and record.stage in used
+    ]
 
 
 def points_text(value: float) -> str:

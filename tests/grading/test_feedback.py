@@ -31,6 +31,8 @@ from labkit.grading.feedback import render_feedback, write_feedback
 from labkit.grading.intake import safe_name
 from labkit.grading.notebook_page import render_notebook
 from labkit.grading.pages import VERDICT_WORDS, feedback_link, points_text, seconds_text
+from labkit.grading.results import Result
+from labkit.workspace import MADE_BY
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
 ALLOWED = {
@@ -158,6 +160,168 @@ def test_what_was_carried_forward_is_explained_once_per_notebook() -> None:
     assert "instead of those of 03_export" in text
 
 
+ALL = [name for name, maker in MADE_BY.items() if maker < "04_quantize"]
+
+
+def text_of(result: Result, **options: Any) -> str:
+    return " ".join(Page(render_feedback(result, **options)).text.split())
+
+
+def only_two_handed_in() -> Result:
+    stages = [make_record(stage) for stage in STAGES[:2]]
+    for stage in STAGES[2:]:
+        stages.append(make_record(stage, results.MISSING, accepted=False, used_reference=ALL))
+    items = [make_item(number, 1.0 if number < 7 else 0.0) for number in range(32)]
+    return make_result("ada", items=items, stages=stages)
+
+
+def test_a_notebook_that_was_not_handed_in_was_run_on_nothing() -> None:
+    text = text_of(only_two_handed_in())
+    assert "on the course's own files" not in text
+    assert "was run on the reference's" not in text
+    assert "Its files were not passed on" not in text
+    assert "notebook 08 was not handed in" in text
+    assert " 0% of the cases are right" not in text
+    assert "Hint:" not in text
+
+
+def test_missing_notebooks_are_asked_for_once() -> None:
+    result = only_two_handed_in()
+    text = text_of(result)
+    gain = text[text.index("Most to gain") : text.index("Notebook by notebook")]
+    gap = points_text(result.maximum - result.points)
+    assert gain.strip() == f"Most to gain Hand in notebooks 03 to 08: {gap} more points"
+
+
+def test_notebooks_with_a_gap_between_are_named_one_by_one() -> None:
+    stages = [
+        make_record(stage, verdict, accepted=False)
+        for stage, verdict in zip(
+            STAGES[:6],
+            [results.MISSING, results.OK, results.MISSING, *[results.INVALID] * 3],
+            strict=True,
+        )
+    ]
+    text = text_of(make_result(items=[make_item(n, 0.0) for n in range(26)], stages=stages))
+    assert "Hand in notebooks 01 and 03: " in text
+    assert "Save in JupyterLab and hand in again: notebooks 04 to 06: " in text
+    assert "notebook 05 cannot be read" in text
+
+
+def test_only_files_that_a_notebook_ran_on_are_carried() -> None:
+    stages = [
+        make_record("02_train", results.ERROR, accepted=False),
+        make_record("03_export", results.OK, used_reference=["checkpoint.pt"]),
+        make_record("04_quantize", results.ERROR, accepted=False),
+        make_record("05_configure", results.MISSING, used_reference=["model_int8.pt"]),
+    ]
+    assert "own files instead of those of 02_train; that" in text_of(make_result(stages=stages))
+
+
+def timed_out(tmp_path: Path, verdict: str = results.TIMEOUT) -> tuple[str, Page]:
+    result = make_result(
+        "ada",
+        items=[make_item(number, 0.0) for number in range(7, 13)],
+        stages=[make_record("03_export", verdict, accepted=False)],
+    )
+    busy = code_cell("# NBVAL_CHECK_OUTPUT\n\nloop_forever()", count=None)
+    busy["metadata"] = {"papermill": {"status": "running"}}
+    cells = [markdown_cell("# 3"), code_cell("a"), code_cell(" ", count=None), code_cell("b")]
+    cells += [busy, code_cell("c", count=None)]
+    write_executed(tmp_path / "evidence", "ada", "03_export", cells)
+    index = write_feedback(tmp_path, result, tmp_path / "evidence" / "ada")
+    page = assert_inert((index.parent / "03_export.html").read_text(encoding="utf-8"))
+    return " ".join(Page(index.read_text(encoding="utf-8")).text.split()), page
+
+
+def test_what_a_stopped_notebook_cost_is_told_by_where_it_was_stopped(tmp_path: Path) -> None:
+    text, _ = timed_out(tmp_path)
+    gain = text[text.index("Most to gain") : text.index("Notebook by notebook")].strip()
+    where = "It was stopped at code cell 3 of 4 (`loop_forever()`)."
+    assert gain == (
+        "Most to gain See that notebook 03 runs to its end: 18 more points (03_export)"
+        f"{VERDICT_WORDS[results.TIMEOUT].sentence} {where}"
+    )
+    assert where in text[text.index("Notebook by notebook") :]
+    assert "Hint:" not in text
+
+
+def test_the_page_of_a_stopped_notebook_marks_the_cell(tmp_path: Path) -> None:
+    _, page = timed_out(tmp_path)
+    assert "The notebook was stopped at code cell 3 of 4 (loop_forever())." in page.text
+    assert page.links().count("#cell-3") == 1
+    place = page.text.index("The notebook was stopped here. It was still running")
+    assert page.text.index("NBVAL_CHECK_OUTPUT") < place
+
+
+def test_a_kernel_that_ended_is_marked_at_the_first_cell_without_a_count(tmp_path: Path) -> None:
+    path = write_executed(
+        tmp_path, "ada", "01_data", [code_cell("exit()"), code_cell("b", count=None)]
+    )
+    cell = notebook_page.stopped_cell(path)
+    assert cell is not None
+    assert cell.where == "code cell 2 of 2 (`b`)"
+    assert notebook_page.stopped_cell(tmp_path / "none.ipynb") is None
+    done = write_executed(tmp_path, "bob", "01_data", [code_cell("a")])
+    assert notebook_page.stopped_cell(done) is None
+
+
+@pytest.mark.parametrize("junk", [None, 1, "x", [], [1], {"status": ["running"]}, {"tags": 1}])
+def test_no_metadata_is_an_exception(tmp_path: Path, junk: Any) -> None:
+    cells = [{**code_cell("x", count=None), "metadata": meta} for meta in (junk, {"tags": junk})]
+    cells.append({**code_cell("y", count=None), "metadata": {"papermill": junk}})
+    path = write_executed(tmp_path, "ada", "01_data", cells)
+    cell = notebook_page.stopped_cell(path)
+    assert cell is not None
+    assert (cell.number, cell.total) == (1, 3)
+
+
+def test_a_cell_that_raised_before_the_files_were_made_is_what_cost_them() -> None:
+    items = [replace(make_item(number, 0.0), value=None) for number in (9, 10, 11)]
+    items += [make_item(7, 0.0), make_item(12, 0.5)]
+    reason = "code cell 4 of 9 (`f()`): ValueError: x"
+    stages = [make_record("03_export", results.ERROR, accepted=False, reason=reason)]
+    text = text_of(make_result(items=items, stages=stages))
+    assert f"notebook 03 makes its files: 12 more points (03_export){reason}" in text
+    assert "eval mode" not in text  # of a file that was not made
+    assert "Hint: mind epsilon" in text  # of an exercise, which is called by itself
+
+
+def test_files_that_were_replaced_together_name_the_notebook_that_caused_it() -> None:
+    stages = [
+        make_record("02_train"),
+        make_record("03_export", results.TIMEOUT, accepted=False),
+        make_record("04_quantize", used_reference=["checkpoint.pt", "model.onnx"]),
+        make_record("08_report", used_reference=["checkpoint.pt", "quantize.json"]),
+    ]
+    text = text_of(make_result(stages=stages))
+    assert (
+        "Notebook 04 was run on the reference's checkpoint.pt, because notebook 03 left no usable "
+        "model.onnx; files that belong together were replaced together. This costs you nothing"
+    ) in text
+    assert (
+        "08 was run on the reference's checkpoint.pt and quantize.json, because notebook 03 left "
+        "no usable files (model.pt was not made); files that belong together"
+    ) in text
+    assert "yours from notebook 02" not in text
+
+
+def test_points_lost_against_the_references_model_say_so() -> None:
+    items = [make_item(number, 0.5) for number in (13, 16)]
+    said = "50% of the cases are right; FP32 is the reference's model.onnx here"
+    given = make_record("04_quantize", used_reference=["model.onnx"])
+    assert text_of(make_result(items=items, stages=[given])).count(said) == 1
+    assert said not in text_of(make_result(items=items, stages=[make_record("04_quantize")]))
+
+
+@pytest.mark.parametrize("status", [results.REJECTED, results.FAILED])
+def test_of_what_was_not_graded_only_the_reason_is_shown(status: str) -> None:
+    text = text_of(make_result("a", 0.0, status=status, reason="It is no zip.", stages=[]))
+    assert text.endswith("It is no zip.")
+    for noise in ("✘", "Hint:", "Most to gain", "checks earned", "How this was graded"):
+        assert noise not in text
+
+
 def test_rejected_and_failed_say_so_first() -> None:
     rejected = make_result("a", 0.0, status=results.REJECTED, reason="It is no zip.", stages=[])
     failed = make_result("b", 0.0, status=results.FAILED, reason="The disk was full.", stages=[])
@@ -241,6 +405,19 @@ def test_there_is_a_page_for_each_executed_notebook(tmp_path: Path) -> None:
 # The executed notebook
 
 
+def test_cells_that_papermill_put_in_are_left_out(tmp_path: Path) -> None:
+    note = markdown_cell('<span style="color:red">An Exception was encountered at In [18].</span>')
+    note["metadata"] = {"tags": ["papermill-error-cell-tag"]}
+    given = code_cell("profile = 'x'")
+    given["metadata"] = {"tags": ["injected-parameters"]}
+    cells = [note, given, code_cell("a"), note, code_cell("b", error("ValueError", "x"), count=18)]
+    page = notebook_of(tmp_path, cells)
+    assert "Exception was encountered" not in page.text
+    assert "profile = " not in page.text
+    assert "code cell 2: ValueError: x" in page.text
+    assert "18" not in page.text[page.text.index("as it ran\n\n") :]
+
+
 def test_code_text_and_figures_are_shown(tmp_path: Path) -> None:
     page = notebook_of(
         tmp_path,
@@ -248,7 +425,7 @@ def test_code_text_and_figures_are_shown(tmp_path: Path) -> None:
             markdown_cell(
                 "## Title\n\nOne\nline with **bold** words.\n\n- an item\n\n```\na  b\n```"
             ),
-            code_cell("import os\nprint(os)", stream("hello \x1b[31mred\x1b[0m\n"), count=7),
+            code_cell("import os\nprint(os)", stream("hello \x1b[31mred\x1b[0m\n")),
             code_cell("plot()", display(image_png=png(), text_plain="<Figure>")),
             code_cell("1/0", error("ZeroDivisionError", "division by zero"), count=None),
         ],
@@ -257,12 +434,11 @@ def test_code_text_and_figures_are_shown(tmp_path: Path) -> None:
     assert "One\nline with bold words." in page.text
     assert "hello red" in page.text
     assert "\x1b" not in page.text
-    assert "[7]" in page.text
     assert "<Figure>" not in page.text
     assert [a["src"] for tag, a in page.tags if tag == "img"] == [f"data:image/png;base64,{png()}"]
     assert all(a["alt"] for tag, a in page.tags if tag == "img")
-    assert "cell 4: ZeroDivisionError: division by zero" in page.text
-    assert "#cell-4" in page.links()
+    assert "code cell 3: ZeroDivisionError: division by zero" in page.text
+    assert "#cell-3" in page.links()
     assert ("b", {}) in page.tags
 
 

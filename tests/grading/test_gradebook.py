@@ -11,6 +11,7 @@ import pytest
 from factory import STAGES, make_class, make_record, make_result
 
 from labkit.grading.gradebook import write_gradebooks
+from labkit.grading.pages import carried
 from labkit.grading.results import FAILED, REJECTED, Result
 from labkit.grading.roster import RosterError, read_roster
 
@@ -47,7 +48,17 @@ def test_numbers_are_the_results_numbers(tmp_path: Path) -> None:
         assert [float(row[item.id]) for item in result.items] == [i.points for i in result.items]
         for record in result.stages:
             assert row[f"{record.stage} verdict"] == record.verdict
-        assert row["carried"] == "; ".join(result.carried())
+        assert row["carried"] == "; ".join(carried(result))
+
+
+def test_only_stages_that_a_notebook_ran_without_are_carried(tmp_path: Path) -> None:
+    stages = [
+        make_record("02_train", accepted=False),
+        make_record("03_export", "missing", accepted=False, used_reference=["checkpoint.pt"]),
+        make_record("04_quantize", "error", accepted=False, used_reference=["model.onnx"]),
+    ]
+    write_gradebooks(tmp_path, [make_result("ada", stages=stages)], TITLE)
+    assert table(tmp_path / "gradebook.csv")["ada"]["carried"] == "03_export"
 
 
 def test_same_results_give_same_bytes_however_fast_and_in_any_order(tmp_path: Path) -> None:
