@@ -4,12 +4,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from labkit.grading.pages import feedback_link, words_for
-from labkit.grading.results import FAILED, GRADER_ERROR, REJECTED, Result
+from labkit.grading.exercises import EXERCISES
+from labkit.grading.pages import feedback_link, points_text, words_for
+from labkit.grading.results import FAILED, GRADED, GRADER_ERROR, REJECTED, Result
 from labkit.grading.roster import Person, roster_key, without_submission
 
 MOST_NAMES: Final = 8
 NO_ISOLATION: Final = "none"
+_ENDED_BADLY: Final = frozenset({"raised", "stopped"})  # kinds of verdicts
+HIGH_SHARE: Final = 0.9  # of the points: with an error as well, one of the two may be wrong
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,18 @@ def attention(results: Sequence[Result], people: dict[str, Person]) -> list[Matt
             results,
             _limits,
         ),
+        _matter(
+            "High points, but an error",
+            "A notebook ended with an error and cost little: see whether the points are right.",
+            results,
+            _high_with_an_error,
+        ),
+        _matter(
+            "No exercise is right",
+            "Not begun, saved before the work was done, or the wrong files: ask.",
+            results,
+            _no_exercise,
+        ),
     ]
     if people:
         matters.append(
@@ -137,6 +152,24 @@ def _limits(result: Result) -> str | None:
     return (
         ", ".join(f"{stage}: {word.label}" for stage, word in words if word.kind == "limit") or None
     )
+
+
+def _high_with_an_error(result: Result) -> str | None:
+    """Return points and errors of a submission that has high points all the same; else None."""
+    words = [(record.stage, words_for(record.verdict)) for record in result.stages]
+    errors = [f"{stage}: {word.label}" for stage, word in words if word.kind in _ENDED_BADLY]
+    if result.status != GRADED or not errors or result.points < HIGH_SHARE * result.maximum:
+        return None
+    return f"{points_text(result.points)} points; {', '.join(errors)}"
+
+
+def _no_exercise(result: Result) -> str | None:
+    """Return how many exercises there are where none is right; else None."""
+    exercises = [item for item in result.items if item.id in EXERCISES]
+    right = any(item.points >= item.maximum for item in exercises)
+    if result.status != GRADED or not exercises or right:
+        return None
+    return f"0 of {len(exercises)} right, {points_text(result.points)} points"
 
 
 def same_files(results: Iterable[Result]) -> list[SameFiles]:

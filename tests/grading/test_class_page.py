@@ -148,7 +148,34 @@ def test_every_limit_needs_a_look(verdict: str) -> None:
 
 def test_an_ordinary_error_needs_no_look() -> None:
     stages = [make_record("02_train", verdict) for verdict in (verdicts.ERROR, verdicts.STOPPED)]
-    assert attention([make_result(stages=stages)], {}) == []
+    assert attention([make_result(points=60.0, stages=stages)], {}) == []
+
+
+@pytest.mark.parametrize("verdict", [verdicts.ERROR, verdicts.STOPPED])
+def test_high_points_with_an_error_need_a_look(verdict: str) -> None:
+    found = make_result(stages=[make_record("01_data"), make_record("02_train", verdict)])
+    (matter,) = attention([found, make_result("bob")], {})
+    assert matter.title == "High points, but an error"
+    (mention,) = matter.mentions
+    assert mention.why == f"100 points; 02_train: {VERDICT_WORDS[verdict].label}"
+
+
+def test_a_submission_without_a_right_exercise_needs_a_look() -> None:
+    items = [make_item(0, 0.0), make_item(1, 0.5), make_item(2, 1.0)]
+    (matter,) = attention([make_result(items=items)], {})
+    assert matter.title == "No exercise is right"
+    assert matter.mentions[0].why == "0 of 2 right, 5 points"
+    assert attention([make_result(items=[*items, make_item(3, 1.0)])], {}) == []
+    assert attention([make_result(items=[make_item(2, 0.0)])], {}) == []  # no exercise was set
+
+
+def test_numbers_say_whom_they_leave_out(tmp_path: Path) -> None:
+    graded = [make_result("ada"), make_result("bob", 0.5)]
+    void = make_result("void", 0.0, status=verdicts.REJECTED, reason="It is no zip.", stages=[])
+    text = words(page_of(tmp_path, [*graded, void]))
+    assert "75.0 median of 100 points, of the 2 graded" in text
+    assert "75.0 mean, of the 2 graded" in text
+    assert "of the 2 graded" not in words(page_of(tmp_path, graded))
 
 
 def test_long_lists_are_cut(tmp_path: Path) -> None:
