@@ -176,6 +176,7 @@ def test_a_private_repository_has_what_was_asked_and_the_run_stays(lab: Lab) -> 
     config = parse_config((made / "config.pbtxt").read_text())
     policy = config.dynamic_batching.default_queue_policy
     assert (policy.max_queue_size, policy.default_timeout_microseconds) == (16, 250_000)
+    assert config.dynamic_batching.max_queue_delay_microseconds == 1_000
     assert config.parameters["intra_op_thread_count"].string_value == "2"
     assert [group.count for group in config.instance_group] == [1]
     assert sorted(path.name for path in made.iterdir() if path.is_dir()) == ["1", "3"]
