@@ -17,6 +17,7 @@ from labkit.grading.pages import (
     environment,
     href,
     one_line,
+    sentence,
     was_cut_short,
     words_for,
     write_page,
@@ -138,7 +139,7 @@ def render_feedback(
     graded = result.status == GRADED
     reasons = {record.stage: record.reason for record in result.stages}
     said = {
-        stage: f"It was stopped at {cell.where}."
+        stage: f"That was in {cell.where}."
         for stage, cell in stopped.items()
         if f"code cell {cell.number} of" not in reasons.get(stage, "")
     }
@@ -226,13 +227,13 @@ def _loss_of_notebook(record: StageRecord, gap: float, stopped: str) -> Loss:
     """Return what a notebook cost that did not come to what was to be measured."""
     cut_short = was_cut_short(record)
     what = "runs to its end" if cut_short else "makes its files"
-    sentence = words_for(record.verdict).sentence if cut_short else ""
-    said = stopped or one_line(record.reason)
+    happened = words_for(record.verdict).sentence if cut_short else ""
+    where = stopped or sentence(record.reason)
     return Loss(
         f"See that notebook {_number(record.stage)} {what}",
         record.stage,
         gap,
-        cause=f"{sentence} {said}".strip(),
+        cause=f"{happened} {where}".strip(),
     )
 
 
@@ -275,12 +276,20 @@ def _carried(record: StageRecord, records: Mapping[str, StageRecord]) -> Iterabl
             f"{_why(records.get(maker), ': {}')}. This costs you nothing here."
         )
     for cause, names in together.items():
-        files = _and(own[cause]) if cause in own else "files"
-        yield (
-            f"{start} {_and(names)}, because notebook {_number(cause)} left no usable {files}"
-            f"{_why(records.get(cause), ' ({})') if cause not in own else ''}; files that belong "
-            "together were replaced together. This costs you nothing here."
-        )
+        whose = f"notebook {_number(cause)} left no usable"
+        rest = "files that belong together were replaced together"
+        if unusable := own.get(cause):
+            what = unusable[0] if len(unusable) == 1 else "files"
+            yield (
+                f"It was given the reference's {_and(names)} as well, because {whose} {what}; "
+                f"{rest}."
+            )
+        else:
+            yield (
+                f"{start} {_and(names)}, because {whose} files"
+                f"{_why(records.get(cause), ' ({})')}; {rest}. "
+                "This costs you nothing here."
+            )
 
 
 def _cause(maker: str, stage: str, records: Mapping[str, StageRecord]) -> str:

@@ -137,6 +137,12 @@ def one_line(text: str) -> str:
     return " ".join(plain(text).split())
 
 
+def sentence(text: str) -> str:
+    """Return text on one line, with a capital at its start and a full stop at its end."""
+    line = one_line(text)
+    return line[:1].upper() + line[1:] + ("" if not line or line[-1] in ".!?" else ".")
+
+
 def href(*parts: str) -> str:
     """Return a relative link to `parts`, a folder or file name each."""
     return "/".join(quote(os.fsencode(part), safe="") for part in parts)
@@ -162,7 +168,7 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters.update(points=points_text, duration=seconds_text)
+    made.filters.update(points=points_text, duration=seconds_text, sentence=sentence)
     made.globals.update(policy=POLICY, words_for=words_for)
     return made
 

@@ -237,7 +237,7 @@ def timed_out(tmp_path: Path, verdict: str = results.TIMEOUT) -> tuple[str, Page
 def test_what_a_stopped_notebook_cost_is_told_by_where_it_was_stopped(tmp_path: Path) -> None:
     text, _ = timed_out(tmp_path)
     gain = text[text.index("Most to gain") : text.index("Notebook by notebook")].strip()
-    where = "It was stopped at code cell 3 of 4 (`loop_forever()`)."
+    where = "That was in code cell 3 of 4 (`loop_forever()`)."
     assert gain == (
         "Most to gain See that notebook 03 runs to its end: 18 more points (03_export)"
         f"{VERDICT_WORDS[results.TIMEOUT].sentence} {where}"
@@ -282,7 +282,7 @@ def test_a_cell_that_raised_before_the_files_were_made_is_what_cost_them() -> No
     reason = "code cell 4 of 9 (`f()`): ValueError: x"
     stages = [make_record("03_export", results.ERROR, accepted=False, reason=reason)]
     text = text_of(make_result(items=items, stages=stages))
-    assert f"notebook 03 makes its files: 12 more points (03_export){reason}" in text
+    assert f"notebook 03 makes its files: 12 more points (03_export)C{reason[1:]}." in text
     assert "eval mode" not in text  # of a file that was not made
     assert "Hint: mind epsilon" in text  # of an exercise, which is called by itself
 
@@ -296,8 +296,10 @@ def test_files_that_were_replaced_together_name_the_notebook_that_caused_it() ->
     ]
     text = text_of(make_result(stages=stages))
     assert (
-        "Notebook 04 was run on the reference's checkpoint.pt, because notebook 03 left no usable "
-        "model.onnx; files that belong together were replaced together. This costs you nothing"
+        "Notebook 04 was run on the reference's model.onnx, because yours from notebook 03 was not "
+        "used: model.pt was not made. This costs you nothing here. It was given the reference's "
+        "checkpoint.pt as well, because notebook 03 left no usable model.onnx; files that belong "
+        "together were replaced together."
     ) in text
     assert (
         "08 was run on the reference's checkpoint.pt and quantize.json, because notebook 03 left "
