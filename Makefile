@@ -9,7 +9,7 @@ MAKEFLAGS += --no-print-directory
 PROFILE ?= standard## smoke (3 minutes), standard (15) or full
 PYTHON ?=## the Python 3.11 or 3.12 to build the environment with
 SUBMISSIONS ?=## the folder with a folder or zip for each student, for `make grade`
-OUT ?=## where `make release` and `make grade` write to
+OUT ?=## where `make release`, `make grade` and `make drills` write to
 STEPS ?=## some steps of `make test` only, for example STEPS="ruff unit"
 
 VENV_PYTHON := .venv/bin/python
@@ -17,7 +17,7 @@ VENV_PYTHON := .venv/bin/python
 # scripts point elsewhere, has no stamp and gets a new environment.
 STAMP := .venv/complete-$(shell pwd -P | cksum | cut -d ' ' -f 1)
 
-.PHONY: help env data lab test test-unit lint format notebooks doctor jupyter release grade bench-train bench-serve bench-grade clean clean-all
+.PHONY: help env data lab test test-unit lint format notebooks doctor jupyter release grade drills soak bench-train bench-serve bench-grade clean clean-all
 
 help: ## Show this list
 	@echo "The two commands that matter:  make lab   and   make test"
@@ -47,7 +47,7 @@ jupyter: env ## Open JupyterLab on the notebooks
 doctor: env ## Say what this machine has and what is missing
 	@$(VENV_PYTHON) -m labkit doctor
 
-test: env ## Run every check: ruff, mypy, unit, server, notebooks, grading, deploy, browser
+test: env ## Run every check: ruff, mypy, unit, server, notebooks, grading, deploy, drills, browser
 	@$(VENV_PYTHON) tools/run_steps.py $(STEPS)
 
 test-unit: env ## Run the unit tests only (no network, no server)
@@ -67,7 +67,14 @@ release: env ## Write the student edition into OUT
 	@$(VENV_PYTHON) -m labkit release "$(or $(OUT),runs/release)"
 
 grade: env data ## Grade SUBMISSIONS in a sandbox, into OUT
+	@if [ -z "$(SUBMISSIONS)" ]; then echo "say which class: make grade SUBMISSIONS=FOLDER [OUT=FOLDER]" >&2; exit 2; fi
 	@$(VENV_PYTHON) -m labkit grade "$(SUBMISSIONS)" --out "$(or $(OUT),runs/grades)"
+
+drills: env ## Break servers on purpose: kill, overload, corrupt, attack; a page with what came of it
+	@$(VENV_PYTHON) -m labkit drills --out "$(or $(OUT),runs/drills)"
+
+soak: env ## 100,000 requests: does the server's memory grow?
+	@$(VENV_PYTHON) -m labkit drills soak --out "$(or $(OUT),runs/soak)"
 
 bench-train: env data ## Measure training: time, accuracy, images/s, share of peak
 	@$(VENV_PYTHON) benchmarks/train.py

@@ -43,7 +43,8 @@ STEPS = (
     Step("server", "tests with a real Triton", (*PYTEST, "tests/server")),
     Step("notebooks", "the notebooks and the chain", (*PYTEST, "tests/notebooks"), 1200),
     Step("grading", "grading, with a hostile class", (*PYTEST, "tests/grading"), 2700),
-    Step("deploy", "packaging and Docker files", (*PYTEST, "tests/deploy")),
+    Step("deploy", "packaging, Docker, gateway, monitoring", (*PYTEST, "tests/deploy")),
+    Step("drills", "failure drills, the short ones", (*PYTEST, "tests/drills")),
     Step("browser", "JupyterLab in a browser", (*PYTEST, "tests/browser"), 600),
 )
 

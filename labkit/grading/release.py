@@ -18,7 +18,7 @@ from typing import Final
 import nbformat
 from nbformat import NotebookNode
 
-from labkit.chain import STAGES
+from labkit.chain import PRACTICE, STAGES
 from labkit.grading.student_notebook import ReleaseError, exercises_of, release_notebook
 from labkit.grading.student_texts import student_makefile, student_readme
 from labkit.workspace import project_root
@@ -89,7 +89,7 @@ def release(out: Path, project: Path | None = None) -> ReleaseReport:
     root, target = (project or project_root()).resolve(), out.resolve()
     listed = _listed(root)
     _refuse_unfit(target, root, listed)
-    notebooks = {stage: _read_and_release(root, stage) for stage in STAGES}
+    notebooks = {stage: _read_and_release(root, stage) for stage in (*STAGES, *PRACTICE)}
     exercises = [name for notebook in notebooks.values() for name in exercises_of(notebook)]
     with _folder_beside(target) as folder:
         for name in _copied(root, listed):
@@ -109,7 +109,7 @@ def _read_and_release(root: Path, stage: str) -> NotebookNode:
     """Read a notebook of the project and return it as students get it."""
     path = root / "notebooks" / f"{stage}.ipynb"
     if not path.is_file():
-        raise ReleaseError(f"{path} is missing; a student edition has all {len(STAGES)} notebooks")
+        raise ReleaseError(f"{path} is missing; a student edition has all notebooks")
     try:
         notebook = nbformat.read(path, as_version=4)
     except Exception as error:  # nbformat raises many types for damaged files

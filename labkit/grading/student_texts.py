@@ -6,11 +6,23 @@ from typing import Any, Final
 import jinja2
 from nbformat import NotebookNode
 
+from labkit.chain import PRACTICE, STAGES
 from labkit.grading.limits import LIMITS
 from labkit.grading.student_notebook import STUB, ReleaseError
 from labkit.profiles import PROFILES
 
-TARGETS: Final = ("help", "env", "data", "lab", "jupyter", "doctor", "clean", "clean-all")
+TARGETS: Final = (
+    "help",
+    "env",
+    "data",
+    "lab",
+    "jupyter",
+    "doctor",
+    "drills",
+    "soak",
+    "clean",
+    "clean-all",
+)
 # What `make help` puts first: for the project, then for students.
 MATTERS: Final = ("make lab   and   make test", "make jupyter   and   make lab PROFILE=smoke")
 
@@ -56,7 +68,8 @@ def student_readme(notebooks: dict[str, NotebookNode]) -> str:
         autoescape=False,  # Markdown, from texts of the project itself
     )
     return environment.get_template("student_readme.md").render(
-        notebooks=[_summary(stage, notebook) for stage, notebook in notebooks.items()],
+        notebooks=[_summary(stage, notebooks[stage]) for stage in STAGES],
+        practice=[_summary(stage, notebooks[stage]) for stage in PRACTICE],
         limits=LIMITS["smoke"],
         smoke=PROFILES["smoke"],
     )

@@ -398,7 +398,7 @@ def test_a_replica_that_hangs_up_costs_no_request_and_the_body_is_sent_again(
         eventually(lambda: infer(gateway).status == 200 and broken.count() > count)
 
 
-@pytest.mark.parametrize("status", [502, 503, 504])
+@pytest.mark.parametrize("status", [502, 504])
 def test_a_replica_that_is_unavailable_is_passed_over(tmp_path: Path, status: int) -> None:
     with fake_replicas(2) as (busy, good), before([busy, good], tmp_path) as gateway:
         busy.status = status
@@ -407,7 +407,7 @@ def test_a_replica_that_is_unavailable_is_passed_over(tmp_path: Path, status: in
         assert good.count() == 40
 
 
-@pytest.mark.parametrize("status", [400, 404, 500, 501])
+@pytest.mark.parametrize("status", [400, 404, 500, 501, 503])
 def test_an_answer_about_the_request_is_not_asked_for_twice(tmp_path: Path, status: int) -> None:
     with fake_replicas(2) as replicas, before(replicas, tmp_path) as gateway:
         for replica in replicas:
@@ -418,12 +418,23 @@ def test_an_answer_about_the_request_is_not_asked_for_twice(tmp_path: Path, stat
         assert sum(replica.count() for replica in replicas) == 10
 
 
+def test_a_replica_with_a_full_queue_is_not_put_aside(tmp_path: Path) -> None:
+    """Else an overload of a moment takes the capacity of the seconds after it."""
+    with fake_replicas(2) as (full, good), before([full, good], tmp_path) as gateway:
+        full.status = 503
+        answers = Counter(infer(gateway).status for _ in range(20))
+        assert answers[503] >= 5
+        full.status = 200
+        assert Counter(infer(gateway).status for _ in range(20)) == {200: 20}
+        assert good.count() < 40
+
+
 def test_when_no_replica_takes_requests_the_client_is_told_at_once(tmp_path: Path) -> None:
     with fake_replicas(2) as replicas, before(replicas, tmp_path) as gateway:
         for replica in replicas:
-            replica.status = 503
+            replica.status = 502
         first = infer(gateway)
-        assert (first.status, first.error) == (503, "as asked")  # each one was tried once
+        assert (first.status, first.error) == (502, "as asked")  # each one was tried once
         assert [replica.count() for replica in replicas] == [1, 1]
         second = infer(gateway)
         assert second.status == 503
@@ -432,6 +443,24 @@ def test_when_no_replica_takes_requests_the_client_is_told_at_once(tmp_path: Pat
         for replica in replicas:
             replica.status = 200
         eventually(lambda: infer(gateway).status == 200)
+
+
+def test_a_request_is_asked_at_three_replicas_and_no_more(tmp_path: Path) -> None:
+    """A request that kills whoever takes it must not go through the whole row."""
+    with fake_replicas(4) as replicas, before(replicas, tmp_path) as gateway:
+        for replica in replicas:
+            replica.hang_up = True
+        assert infer(gateway).status == 503
+        assert sum(replica.count() for replica in replicas) == 3
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "br"])
+def test_a_compressed_body_is_refused(tmp_path: Path, coding: str) -> None:
+    with fake_replicas(1) as [replica], before([replica], tmp_path) as gateway:
+        coded = {"Content-Encoding": coding}
+        answer = ask(gateway.http_url, INFER, method="POST", key=KEY, body=b"x", headers=coded)
+        assert (answer.status, answer.error) == (415, "a compressed body: send it as it is")
+        assert replica.count() == 0
 
 
 def test_no_replica_at_all_is_one_sentence(tmp_path: Path) -> None:

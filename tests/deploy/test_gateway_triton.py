@@ -141,13 +141,24 @@ def test_inference_over_http(web: tritonclient.http.InferenceServerClient, binar
     assert versioned.get_response()["model_version"] == "1"
 
 
-def test_compressed_bodies_pass(web: tritonclient.http.InferenceServerClient) -> None:
+def test_compressed_answers_pass_and_compressed_bodies_do_not(
+    web: tritonclient.http.InferenceServerClient,
+) -> None:
     batch = images(8)
     result = web.infer(
-        "toy", inputs(tritonclient.http, batch), headers=header(),
-        request_compression_algorithm="gzip", response_compression_algorithm="gzip",
-    )  # fmt: skip
+        "toy",
+        inputs(tritonclient.http, batch),
+        headers=header(),
+        response_compression_algorithm="gzip",
+    )
     np.testing.assert_array_equal(result.as_numpy("scores"), scores(batch))
+    with pytest.raises(InferenceServerException, match="a compressed body: send it as it is"):
+        web.infer(
+            "toy",
+            inputs(tritonclient.http, batch),
+            headers=header(),
+            request_compression_algorithm="gzip",
+        )
 
 
 def test_health_metadata_and_statistics_over_http(

@@ -16,7 +16,7 @@ from labkit.operate.replicas import ReplicaError
 
 pytestmark = [pytest.mark.triton, pytest.mark.nginx, pytest.mark.timeout(150)]
 # What a busy machine or the gateway's rules decide, and the drill at full length judges.
-SPEED = ("gateway's words", "against", "percentile", "slowest", "longest", "exit,", "until", "load")
+SPEED = ("against", "percentile", "slowest", "longest", "exit,", "until", "load")
 
 
 def done(lab: Lab, name: str) -> Outcome:

@@ -270,7 +270,5 @@ def test_a_share_that_is_none_is_refused(tmp_path: Path, share: str) -> None:
 def test_a_misspelt_part_of_an_item_is_named(tmp_path: Path) -> None:
     path = tmp_path / "rubric.toml"
     path.write_text(RUBRIC.read_text().replace("points = 8", "poinst = 8", 1))
-    with pytest.raises(
-        RubricError, match=r"got poinst, expected some of: id, stage, title"
-    ):
+    with pytest.raises(RubricError, match=r"got poinst, expected some of: id, stage, title"):
         load_rubric(path)

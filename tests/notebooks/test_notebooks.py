@@ -12,11 +12,12 @@ from types import ModuleType
 import nbformat
 import pytest
 
-from labkit.chain import STAGES
+from labkit.chain import PRACTICE, STAGES
 from labkit.workspace import project_root
 
 FOLDER = project_root() / "notebooks"
-PATHS = [FOLDER / f"{stage}.ipynb" for stage in STAGES]
+NAMES = (*STAGES, *PRACTICE)
+PATHS = [FOLDER / f"{name}.ipynb" for name in NAMES]
 CHECKED = "NBVAL_CHECK_OUTPUT"
 
 
@@ -36,7 +37,7 @@ def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-notebooks = pytest.mark.parametrize("path", PATHS, ids=STAGES)
+notebooks = pytest.mark.parametrize("path", PATHS, ids=NAMES)
 
 
 @notebooks
