@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from types import FrameType
 
 PYTHON = sys.executable
 GRACE_S = 30.0
@@ -60,7 +61,7 @@ def run(step: Step) -> tuple[bool, float]:
         print(f"{step.name}: not done after {step.limit_s:.0f} s, stopped", flush=True)
         stop(process, signal.SIGTERM)
         passed = False
-    except KeyboardInterrupt:
+    except BaseException:  # Ctrl-C, or told to end
         stop(process, signal.SIGINT)
         raise
     return passed, time.monotonic() - started
@@ -106,7 +107,14 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def _end(number: int, frame: FrameType | None) -> None:
+    """Leave as with Ctrl-C, so that the running step ends too."""
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGHUP, _end)
     try:
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:

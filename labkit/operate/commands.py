@@ -32,7 +32,7 @@ def drills(
     list_: Annotated[bool, typer.Option("--list", help="Say which drills there are.")] = False,
 ) -> None:
     """Break a real deployment on purpose; exit 1 when a drill does not keep to its limits."""
-    from labkit.operate.drills import DRILLS, Lab, find_drills, find_model, perform, record
+    from labkit.operate.drills import DRILLS, Lab, find_drills, perform, record
     from labkit.operate.drills.page import write_page
 
     if list_:
@@ -41,7 +41,7 @@ def drills(
             console.print(f"{drill.name:18} {drill.title}{more}")
         return
     chosen = find_drills(names or ())
-    model = find_model(run)
+    model = _model(run)
     out = out.absolute()
     out.mkdir(parents=True, exist_ok=True)
     shown_run = model.parents[1].name if model.parent.name == "model_repository" else model.name
@@ -57,8 +57,36 @@ def drills(
             kept = record.save(out / "drills.json", results, shown_run, short)
     page = write_page(out / "drills.html", kept)
     console.print(f"{escape(str(out / 'drills.json'))}\n{escape(str(page))}")
+    if {result.status for result in results} in ({"not measured"}, set()):
+        console.print("[red]nothing was measured:[/] each row says why")
+        raise typer.Exit(1)
     if any(result.status == "failed" for result in results):
         raise typer.Exit(1)
+
+
+def _model(run: Path | None) -> Path:
+    """Return the model to serve; where there is no run at all, make one first."""
+    from labkit.chain import PASSED, run_chain
+    from labkit.download import fetch
+    from labkit.operate.drills import NoRun, find_model
+    from labkit.workspace import Workspace, project_root
+
+    try:
+        return find_model(run)
+    except NoRun:
+        if run is not None:
+            raise
+    smoke = project_root() / "runs" / "smoke"
+    console.print("no run has a model to serve yet: running the notebooks, profile smoke, once")
+    fetch()
+    last = run_chain(
+        Workspace.at(smoke),
+        "smoke",
+        on_result=lambda result: console.print(f"  {result.stage:14} {result.status}"),
+    )[-1]
+    if last.status != PASSED:
+        raise NoRun(f"the run broke off in {last.stage}: {last.reason}")
+    return find_model(smoke)
 
 
 class _DrillDisplay:

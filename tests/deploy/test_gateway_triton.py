@@ -161,6 +161,16 @@ def test_compressed_answers_pass_and_compressed_bodies_do_not(
         )
 
 
+def test_compressed_grpc_calls_are_refused(
+    remote: tritonclient.grpc.InferenceServerClient,
+) -> None:
+    sent = inputs(tritonclient.grpc, images(8))
+    status, message = refusal(
+        remote.infer, "toy", sent, headers=METADATA, compression_algorithm="gzip"
+    )
+    assert (status, "compressed body" in message) == ("StatusCode.UNIMPLEMENTED", True)
+
+
 def test_health_metadata_and_statistics_over_http(
     web: tritonclient.http.InferenceServerClient,
 ) -> None:

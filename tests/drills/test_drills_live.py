@@ -15,8 +15,11 @@ from labkit.operate.processes import rss_mib, stubs
 from labkit.operate.replicas import ReplicaError
 
 pytestmark = [pytest.mark.triton, pytest.mark.nginx, pytest.mark.timeout(150)]
-# What a busy machine or the gateway's rules decide, and the drill at full length judges.
-SPEED = ("against", "percentile", "slowest", "longest", "exit,", "until", "load")
+# What a busy machine decides, and the drill at full length judges.
+SPEED = (
+    "answered during the storm, against capacity", "load against capacity", "percentile",
+    "slowest", "longest", "exit,", "until", "share", "answers again",
+)  # fmt: skip
 
 
 def done(lab: Lab, name: str) -> Outcome:
@@ -71,6 +74,17 @@ def test_a_huge_body_stops_at_the_gateway(lab: Lab) -> None:
     assert number(outcome, "Triton itself: memory at the most").value > 20  # so the cap is needed
 
 
+def test_who_is_told_to_end_answers_first(lab: Lab) -> None:
+    outcome = done(lab, "graceful-exit")
+    assert number(outcome, "of these lost").value == 0
+
+
+def test_a_replica_that_comes_back_takes_load_again(lab: Lab) -> None:
+    outcome = done(lab, "replica-restarted")
+    assert number(outcome, "failed requests").value == 0
+
+
+@pytest.mark.sandbox
 def test_a_full_shm_is_named_and_survived(lab: Lab) -> None:
     assert number(done(lab, "full-shm"), "large requests that failed").value > 0
 

@@ -6,8 +6,10 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -129,5 +131,28 @@ def test_an_unknown_step_is_refused(steps: object, capsys: pytest.CaptureFixture
 def test_ci_runs_make_test_and_says_what_must_not_be_skipped() -> None:
     text = (ROOT / ".ci" / "run").read_text()
     assert "make test" in text
-    assert "LABKIT_REQUIRE:-triton,data" in text
+    assert "LABKIT_REQUIRE:-triton,data,nginx" in text
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+def test_a_run_that_is_told_to_end_takes_its_step_along(tmp_path: Path) -> None:
+    """SIGTERM, as a cancelled CI sends it: a step has a session of its own and would live on."""
+    sleeper = f"import time, os; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))"
+    program = (
+        "import sys, runpy; sys.argv = ['run_steps.py', 'sleep']\n"
+        f"sys.path.insert(0, {str(ROOT / 'tools')!r})\nimport run_steps\n"
+        f"step = run_steps.Step('sleep', 'sleeps', (sys.executable, '-c', {sleeper!r} + "
+        "'; time.sleep(60)'), 60)\n"
+        "import signal\n"
+        "signal.signal(signal.SIGTERM, run_steps._end)\n"
+        "run_steps.run(step)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL)
+    limit = time.monotonic() + 20
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+    child = psutil.Process(int((tmp_path / "pid").read_text()))
+    process.terminate()
+    process.wait(20)
+    child.wait(20)

@@ -39,7 +39,7 @@ def _outcome(records: dict[str, list[Record]], gateway_s: float, triton_s: float
         for name in (DIRECT, GATEWAY)
     )
     return Outcome(
-        done=f"{CLIENTS} clients with batches of {BATCH}, in turn, {share.n} rounds",
+        done=f"{CLIENTS} clients with batches of {BATCH}, in turn, {share.n} rounds, without TLS",
         client=shown,
         metrics="the same for Triton either way; processor time per request: "
         f"{1e3 * gateway_s / through:.2f} ms in the gateway, {1e3 * triton_s / every:.1f} ms in "

@@ -31,7 +31,7 @@ def run(lab: Lab) -> Outcome:
     ):
         target = lab.target(replicas["one"].http, gateway, BATCH)
         lab.say("measuring the capacity")
-        with Load(target, Shape(clients=8, seconds=4)) as load:
+        with Load(target, Shape(clients=32, seconds=4)) as load:
             capacity = load.finish().rate_per_s
         before = _counters(lab, replicas)
         rate = FACTOR * capacity
@@ -58,6 +58,8 @@ def _outcome(
     ]
     by_gateway = sum("no replica" in answer.error for answer in refused)
     hung = len(storm.failed) - len(refused)
+    drained = max(0.0, storm.seconds - seconds)  # until the storm's last answer
+    recovered = drained + recovery_s(calm)
     slowest = max(answer.latency_ms for answer in storm.answers)
     good = len(storm.answered) / seconds / capacity
     p99 = accepted.max if accepted.p99 is None else accepted.p99
@@ -78,7 +80,7 @@ def _outcome(
         numbers=[
             Number("accepted: 99th percentile", p99, "ms", at_most=QUEUE.timeout_ms + COMPUTE_MS,
                    n=accepted.n),
-            Number("until all is answered again", recovery_s(calm), "s", at_most=RECOVERY_S,
+            Number("until all is answered again", recovered, "s", at_most=RECOVERY_S,
                    n=len(calm.answers)),
             Number("accepted: median", accepted.p50, "ms"),
             Number("load against capacity", len(storm.answers) / seconds / capacity, "×",
@@ -101,12 +103,9 @@ def _outcome(
 
 
 def recovery_s(calm: Record) -> float:
-    """Return when the first whole second without a failure began; the whole time when none did."""
-    rows = [row for row in calm.per_second() if row.answered or row.failed or row.refused]
-    for row in rows:
-        if not row.failed and not row.refused:
-            return float(row.second)
-    return calm.seconds
+    """Return the end of the last second with a failure; 0 where there was none."""
+    bad = [row.second for row in calm.per_second() if row.failed or row.refused]
+    return float(bad[-1] + 1) if bad else 0.0
 
 
 def _shifted(record: Record, seconds: float) -> list[Second]:
