@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from labkit.chain import STAGES
 from labkit.grading import probes
 from labkit.grading.exercises import (
     EXERCISES,
@@ -29,7 +30,7 @@ from labkit.workspace import project_root
 
 SEED = 11
 PROGRAM = Path(probes.__file__).with_name("call_exercises.py")
-NOTEBOOKS = {path.stem: path for path in sorted((project_root() / "notebooks").glob("0*.ipynb"))}
+NOTEBOOKS = {stage: project_root() / "notebooks" / f"{stage}.ipynb" for stage in STAGES}
 SERVER_STAGE = "06_serve"
 WITHOUT_SERVER = {id: stage for id, stage in EXERCISES.items() if stage != SERVER_STAGE}
 TRITON = find_triton()
