@@ -43,7 +43,7 @@ MODEL_STAGES = frozenset(STAGES) - {"01_data", "08_report"}  # judged by running
 def reference_notebooks() -> Mapping[str, NotebookNode]:
     """Return the solved notebooks: their locked cells are put back into submissions."""
     folder = project_root() / "notebooks"
-    return {path.stem: read_notebook(path) for path in sorted(folder.glob("0*.ipynb"))}
+    return {stage: read_notebook(folder / f"{stage}.ipynb") for stage in STAGES}
 
 
 @cache

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import stat
 import struct
 import warnings
@@ -18,6 +19,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from labkit.chain import STAGES
 from labkit.grading import entries, find_notebooks, intake, unpack
 from labkit.grading.files import open_plain
+from labkit.grading.grade import reference_notebooks
 from labkit.grading.intake import (
     Intake,
     IntakeError,
@@ -28,6 +30,7 @@ from labkit.grading.intake import (
     take_in,
 )
 from labkit.grading.results import AMBIGUOUS, GRADED, INVALID, MISSING, REJECTED
+from labkit.workspace import project_root
 
 STAGE = STAGES[0]
 Files = dict[str, bytes]
@@ -718,3 +721,12 @@ def test_an_old_notebook_is_converted(take_folder) -> None:
     nbformat.write(v3, stream)
     found = take_folder({"01_data.ipynb": stream.getvalue().encode()})
     assert found.notebooks[STAGE].how == "exact"
+
+
+def test_a_practice_notebook_that_is_handed_in_too_is_a_further_file(tmp_path: Path) -> None:
+    folder = tmp_path / "class" / "ada"
+    shutil.copytree(project_root() / "notebooks", folder)
+    found = take_in(Source("ada", folder, False), tmp_path / "staging", reference_notebooks())
+    assert sorted(found.notebooks) == list(STAGES)
+    assert found.problems == {}
+    assert "09_operate.ipynb" in found.other_files
