@@ -20,6 +20,7 @@ from labkit.operate.drills import (
 )
 from labkit.operate.drills.drill import Drill
 from labkit.operate.drills.outcome import FAILED, NOT_MEASURED, PASSED, Moment
+from labkit.operate.drills.overload import recovery_s
 from labkit.operate.drills.page import render
 from labkit.operate.drills.registry import DRILLS, UnknownDrill
 from labkit.operate.load import Answer, Record, parse_error
@@ -181,3 +182,21 @@ def test_a_private_repository_has_what_was_asked_and_the_run_stays(lab: Lab) -> 
     assert [group.count for group in config.instance_group] == [1]
     assert sorted(path.name for path in made.iterdir() if path.is_dir()) == ["1", "3"]
     assert before == {path: path.read_bytes() for path in lab.model.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("failed_at", "recovered"),
+    [
+        ((), 0.0),
+        ((0.5,) * 20, 1.0),
+        ((0.5,) * 20 + (3.5,) * 20, 4.0),
+        ((3.5,), 0.0),
+    ],
+    ids=["at once", "a second", "relapse", "one stray request"],
+)
+def test_recovery_ends_with_the_last_bad_second(
+    failed_at: tuple[float, ...], recovered: float
+) -> None:
+    good = [Answer(second + 0.1, 5.0, 200, "") for second in range(6) for _ in range(40)]
+    bad = [Answer(at_s, 500.0, 503, "Request timeout expired") for at_s in failed_at]
+    assert recovery_s(Record([*good, *bad], 6.0)) == recovered
