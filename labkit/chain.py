@@ -33,9 +33,7 @@ from labkit.workspace import Workspace, project_root, read_json, write_json
 log = logging.getLogger(__name__)
 
 STAGES: tuple[str, ...] = tuple(STAGE_CHECKS)
-PRACTICE: tuple[str, ...] = (
-    "09_operate",
-)  # in no run and not graded: it breaks servers on purpose
+PRACTICE: tuple[str, ...] = ("09_operate",)  # in no run, not graded: it breaks servers on purpose
 # Wall-clock limit of one notebook, in seconds: several times what a slow laptop needs.
 WALL_LIMIT_S = {"smoke": 300.0, "standard": 3_600.0, "full": 6 * 3_600.0}
 STOP_GRACE_S = 10.0

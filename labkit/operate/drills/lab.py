@@ -2,18 +2,19 @@
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from labkit.bench.target import Target
 from labkit.errors import LabError
+from labkit.operate.counters import Counters
 from labkit.operate.gateway import Gateway
 from labkit.operate.load import aimed_at
 from labkit.operate.programs import MissingProgram
 from labkit.operate.prometheus import Prometheus
-from labkit.operate.replicas import Replicas
+from labkit.operate.replicas import Replica, Replicas
 from labkit.repository import CONFIG, THREAD_PARAMETERS, parse_config, to_text
 from labkit.workspace import project_root, write_text
 
@@ -154,6 +155,10 @@ class Lab:
             batch=batch,
             timeout_s=timeout_s,
         )
+
+    def counters(self, replicas: Iterable[Replica]) -> Counters:
+        """Return what all these replicas have counted of the model together."""
+        return Counters.total(Counters.read(replica.metrics, self.name) for replica in replicas)
 
     @contextmanager
     def prometheus(self, replicas: Replicas) -> Iterator[Prometheus | None]:

@@ -10,7 +10,6 @@ from labkit.operate.drills.drill import Drill
 from labkit.operate.drills.lab import Lab, Queue
 from labkit.operate.drills.outcome import Moment, Number, Outcome
 from labkit.operate.load import Answer, Load, Record, Second, Shape
-from labkit.operate.replicas import Replicas
 
 BATCH = 8
 FACTOR = 10.0
@@ -34,20 +33,16 @@ def run(lab: Lab) -> Outcome:
         lab.say("measuring the capacity")
         with Load(target, Shape(clients=32, seconds=4)) as load:
             capacity = load.finish().rate_per_s
-        before = _counters(lab, replicas)
+        before = lab.counters(replicas)
         rate = FACTOR * capacity
         lab.say(f"{rate:,.0f} requests/s for {seconds:.0f} s, {FACTOR:g} × capacity")
         with Load(target, Shape(rate_per_s=rate, seconds=seconds)) as load:
             storm = load.finish()
-        counted = _counters(lab, replicas) - before
+        counted = lab.counters(replicas) - before
         lab.say("watching the recovery")
         with Load(target, Shape(clients=2, seconds=CALM_S)) as load:
             calm = load.finish()
     return _outcome(storm, calm, counted, capacity, rate, seconds)
-
-
-def _counters(lab: Lab, replicas: Replicas) -> Counters:
-    return Counters.total(Counters.read(replica.metrics, lab.name) for replica in replicas)
 
 
 def _outcome(

@@ -35,7 +35,7 @@ def run(lab: Lab) -> Outcome:
             took = load.now_s - begin
             load.reached(len(load.answers) + AFTER // scale, LIMIT_S)
             record = load.record()
-        now = Counters.total(Counters.read(replica.metrics, lab.name) for replica in replicas)
+        now = lab.counters(replicas)
     return _outcome(record, moments, Counters.total(counted), now, took)
 
 

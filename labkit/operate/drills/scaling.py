@@ -31,10 +31,7 @@ def run(lab: Lab) -> Outcome:
             ONE: lab.target(big["big"].http, before_big, BATCH),
         }
         records = measure(lab, targets, CLIENTS)
-        counted = {
-            name: Counters.total(Counters.read(replica.metrics, lab.name) for replica in replicas)
-            for name, replicas in ((TWO, pair), (ONE, big))
-        }
+        counted = {TWO: lab.counters(pair), ONE: lab.counters(big)}
     return _outcome(records, counted)
 
 

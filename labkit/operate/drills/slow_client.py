@@ -16,6 +16,7 @@ from labkit.operate.drills.drill import Drill
 from labkit.operate.drills.lab import OPEN, Lab
 from labkit.operate.drills.outcome import Number, Outcome
 from labkit.operate.load import Load, Record, Shape
+from labkit.operate.processes import family
 
 EACH, SHORT_EACH = 60, 15  # slow connections of each kind
 CLIENTS = 2
@@ -102,10 +103,10 @@ class SlowClients:
                     one.send(b"x")
 
 
-def held(server: psutil.Process) -> set[int]:
+def held(pid: int) -> set[int]:
     """Return the far ports of the connections that a server and its children keep open."""
     ports: set[int] = set()
-    for process in [server, *server.children(recursive=True)]:
+    for process in family(pid):
         with contextlib.suppress(psutil.NoSuchProcess):
             ports |= {c.raddr.port for c in process.net_connections("tcp") if c.raddr}
     return ports
@@ -118,7 +119,7 @@ def time_until_cut(
     begin = time.monotonic()
     cut: dict[str, float | None] = dict.fromkeys(KINDS)
     while time.monotonic() < begin + limit_s and None in cut.values():
-        open_ports = held(server)
+        open_ports = held(server.pid)
         for kind, ports in slow.connections.items():
             if cut[kind] is None and not ports & open_ports:
                 cut[kind] = time.monotonic() - begin
