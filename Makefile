@@ -7,9 +7,11 @@ SHELL := /bin/sh
 MAKEFLAGS += --no-print-directory
 
 PROFILE ?= standard## smoke (3 minutes), standard (15) or full
-PYTHON ?=## the Python 3.11 or 3.12 to build the environment with
+PYTHON ?=## the Python 3.11, 3.12 or 3.13 to build the environment with
+TORCH_INDEX ?=## an index's address or a folder of wheels with PyTorch's CPU build: a much smaller download
 SUBMISSIONS ?=## the folder with a folder or zip for each student, for `make grade`
 OUT ?=## where `make release`, `make grade` and `make drills` write to
+SYSTEM ?=## bookworm or trixie, for `make try-system`
 STEPS ?=## some steps of `make test` only, for example STEPS="ruff unit"
 
 VENV_PYTHON := .venv/bin/python
@@ -17,7 +19,7 @@ VENV_PYTHON := .venv/bin/python
 # scripts point elsewhere, has no stamp and gets a new environment.
 STAMP := .venv/complete-$(shell pwd -P | cksum | cut -d ' ' -f 1)
 
-.PHONY: help env data lab test test-unit lint format notebooks doctor jupyter release grade drills soak bench-train bench-serve bench-grade clean clean-all
+.PHONY: help env data server lab test test-unit lint format notebooks doctor jupyter release grade drills bench-train bench-serve bench-grade try-system clean clean-all
 
 help: ## Show this list
 	@echo "The two commands that matter:  make lab   and   make test"
@@ -25,23 +27,26 @@ help: ## Show this list
 	@awk -F ':[^#]*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "Settings, as in 'make lab PROFILE=smoke':"
-	@awk -F ' *[?]= *|## ' '/^[A-Z]+ [?]=.*## / { printf "  %-19s %s%s\n", $$1, $$3, ($$2 == "" ? "" : " [" $$2 "]") }' Makefile
+	@awk -F ' *[?]= *|## ' '/^[A-Z_]+ [?]=.*## / { printf "  %-19s %s%s\n", $$1, $$3, ($$2 == "" ? "" : " [" $$2 "]") }' Makefile
 
 env: $(STAMP) ## Build the environment in .venv (once; later runs only check)
 	@echo "environment: .venv, $$($(VENV_PYTHON) --version)"
 
 $(STAMP): pyproject.toml constraints.txt tools/make_env.sh
-	@sh tools/make_env.sh "$(PYTHON)"
+	@sh tools/make_env.sh "$(PYTHON)" "$(TORCH_INDEX)"
 	@touch $@
 
 data: env ## Fetch CIFAR-10 into the cache and verify it
 	@$(VENV_PYTHON) -m labkit data
 
-lab: env data ## Run the whole lab headless and write the report
-	@$(VENV_PYTHON) -m labkit run --profile $(PROFILE)
-	@echo "lab: done; step through the notebooks yourself with: make jupyter"
+server: env ## Fetch the Triton server into the cache; build its native backends where that is possible
+	@$(VENV_PYTHON) -m labkit triton fetch
+	@$(VENV_PYTHON) -m labkit triton build --if-possible
 
-jupyter: env ## Open JupyterLab on the notebooks
+lab: env data server ## Run the whole lab headless and write the report
+	@$(VENV_PYTHON) -m labkit run --profile $(PROFILE)
+
+jupyter: env server ## Open JupyterLab on the notebooks
 	@$(VENV_PYTHON) -m labkit lab
 
 doctor: env ## Say what this machine has and what is missing
@@ -60,30 +65,30 @@ format: env ## Repair style and format where a program can
 	@$(VENV_PYTHON) -m ruff check --fix .
 	@$(VENV_PYTHON) -m ruff format .
 
-notebooks: env data ## Execute the committed notebooks anew, outputs included
+notebooks: env data server ## Execute the committed notebooks anew, outputs included
 	@$(VENV_PYTHON) tools/execute_notebooks.py
 
 release: env ## Write the student edition into OUT
 	@$(VENV_PYTHON) -m labkit release "$(or $(OUT),runs/release)"
 
-grade: env data ## Grade SUBMISSIONS in a sandbox, into OUT
+grade: env data server ## Grade SUBMISSIONS in a sandbox, into OUT
 	@if [ -z "$(SUBMISSIONS)" ]; then echo "say which class: make grade SUBMISSIONS=FOLDER [OUT=FOLDER]" >&2; exit 2; fi
 	@$(VENV_PYTHON) -m labkit grade "$(SUBMISSIONS)" --out "$(or $(OUT),runs/grades)"
 
-drills: env ## Break servers on purpose: kill, overload, corrupt, attack; a page with what came of it
+drills: env server ## Break servers on purpose: kill, overload, corrupt, update; a page with what came of it
 	@$(VENV_PYTHON) -m labkit drills --out "$(or $(OUT),runs/drills)"
 
-soak: env ## 100,000 requests: does the server's memory grow?
-	@$(VENV_PYTHON) -m labkit drills soak --out "$(or $(OUT),runs/soak)"
-
 bench-train: env data ## Measure training: time, accuracy, images/s, share of peak
-	@$(VENV_PYTHON) benchmarks/train.py
+	@$(VENV_PYTHON) benchmarks/train.py --train standard
 
-bench-serve: env data ## Measure serving against in-process ONNX Runtime
+bench-serve: env data server ## Measure serving against in-process ONNX Runtime
 	@$(VENV_PYTHON) benchmarks/serve.py
 
-bench-grade: env data ## Measure grading: submissions per hour, overhead over the notebooks
+bench-grade: env data server ## Measure grading: submissions per hour, overhead over the notebooks
 	@$(VENV_PYTHON) benchmarks/grade.py
+
+try-system: ## Try the last commit on a bare Debian in a folder, SYSTEM=bookworm or trixie (as root)
+	@sh tools/try_system.sh "$(SYSTEM)" --steps "$(STEPS)"
 
 clean: ## Remove caches; runs, models, data and environment stay
 	@find . -name .venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -print | \

@@ -3,48 +3,61 @@
 Three measurements take turns, several rounds long, so that a busy moment of the machine hits all:
 
 1. in-process: one ONNX Runtime session, batches of 32;
-2. batch 32: the same model behind Triton's onnxruntime stand-in, three requests in flight: one is
-   computed, one waits in the server's queue, one is prepared by the client;
-3. 16 clients: the same server, 16 concurrent clients that each send one image and wait for the
+2. 4 × 32: the same model behind Triton's onnxruntime backend, four clients with batches of 32;
+3. 16 × 1: the same server, 16 concurrent clients that each send one image and wait for the
    answer; Triton's dynamic batching puts them together.
 
-Session and server compute with the same number of threads. On two cores the default of one leaves
-the other to Triton and the clients, for which in-process inference has no need. All clients live
-in one asyncio process (`tritonclient.grpc.aio`, tensors in binary); each serializes every request
-anew, as real clients do.
+2 and 3 for each runtime that is there: the native backend and the stand-in, whose servers run side
+by side, one of them idle. The library is the same in all three places.
 
-    python benchmarks/serve.py [--model model.onnx] [--threads 1] [--rounds 15] [--seconds 1.5]
+Session and server compute with the same number of threads. On two cores the default of one leaves
+the other to Triton and the clients, for which in-process inference has no need. The clients live in
+one asyncio process and speak HTTP by hand (request bytes made once, answers read as binary
+tensors), so that little of what is measured is theirs; what is, the table says.
+
+    python benchmarks/serve.py [--model model.onnx ...] [--threads 1] [--rounds 15] [--seconds 1.5]
 """
 
 import argparse
 import asyncio
 import itertools
+import os
 import platform
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime as ort
 import psutil
-from tritonclient.grpc import InferInput, InferRequestedOutput, aio
+from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
 
 from labkit.environment import cpu_name
+from labkit.operate.processes import family
 from labkit.profiles import available_cores
 from labkit.server import TritonServer
+from labkit.server.fetch import SERVER_VERSION
+from labkit.server.native.built import built_backends
 from labkit.workspace import project_root
 
+LOADS = ((4, 32), (16, 1))  # clients, images in a request
 BATCH = 32
-CLIENTS = 16
-IN_FLIGHT = 3
 BUSY_PERCENT = 10.0
 MODEL = "bench"
-TARGETS = {"served, batch 32": 0.9, f"served, {CLIENTS} clients × 1": 0.6}
+TARGETS = {  # served over in-process: FP32, INT8
+    ("native", BATCH): (0.97, 0.96),
+    ("native", 1): (0.97, 0.95),
+    ("stand-in", BATCH): (0.96, 0.93),
+    ("stand-in", 1): (0.93, 0.8),
+}
 CONFIG = """
 backend: "onnxruntime"
 max_batch_size: {batch}
@@ -58,10 +71,13 @@ parameters {{ key: "intra_op_thread_count" value: {{ string_value: "{threads}" }
 
 @dataclass
 class Series:
-    """Images per second of one subject, one value per round."""
+    """What one subject did, one value per round."""
 
     name: str
-    rates: list[float] = field(default_factory=list)
+    target: float | None = None
+    rates: list[float] = field(default_factory=list)  # images/s
+    server_cpu: list[float] = field(default_factory=list)  # seconds for 1,000 images
+    client_cpu: list[float] = field(default_factory=list)  # the same, of this process
 
     @property
     def median(self) -> float:
@@ -72,144 +88,241 @@ class Series:
         """Return this series over another, round by round."""
         return [mine / theirs for mine, theirs in zip(self.rates, base.rates, strict=True)]
 
+    def add(self, images: int, seconds: float, server_cpu: float, client_cpu: float) -> None:
+        """Note a round: what was answered, in which time, at what cost in CPU seconds."""
+        self.rates.append(images / seconds)
+        self.server_cpu.append(1000 * server_cpu / images)
+        self.client_cpu.append(1000 * client_cpu / images)
 
-def in_process(path: Path, threads: int, images: np.ndarray, seconds: float) -> float:
-    """Return images/s of a session of its own, which ends with its threads before the next turn."""
+
+async def in_process(
+    path: Path, threads: int, images: np.ndarray, seconds: float
+) -> tuple[int, float]:
+    """Return images answered and seconds of a session of its own, which ends before the next."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     session = ort.InferenceSession(path, options, ["CPUExecutionProvider"])
-    batches = itertools.cycle(np.split(images, len(images) // BATCH))
-    for _ in range(5):
-        session.run(None, {"input": next(batches)})
-    done, start = 0, time.perf_counter()
+    done, batches = 0, itertools.cycle(np.split(images, len(images) // BATCH))
+    session.run(None, {"input": next(batches)})
+    start = time.perf_counter()
     while (spent := time.perf_counter() - start) < seconds:
         session.run(None, {"input": next(batches)})
         done += BATCH
-    return done / spent
+    return done, spent
+
+
+class Connection:
+    """A connection to Triton's HTTP endpoint that is kept open, without a client library."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+
+    @classmethod
+    @asynccontextmanager
+    async def to(cls, address: str) -> AsyncIterator["Connection"]:
+        """Connect to `HOST:PORT`."""
+        host, port = address.rsplit(":", 1)
+        reader, writer = await asyncio.open_connection(host, int(port))
+        try:
+            yield cls(reader, writer)
+        finally:
+            writer.close()
+            await writer.wait_closed()
+
+    async def post(self, request: bytes) -> bytes:
+        """Send a request and return the body of its answer.
+
+        Raises:
+            RuntimeError: the answer is no 200.
+        """
+        self._writer.write(request)
+        head = (await self._reader.readuntil(b"\r\n\r\n")).lower()
+        length = int(head.partition(b"\r\ncontent-length:")[2].split(b"\r\n", 1)[0])
+        body = await self._reader.readexactly(length)
+        if not head.startswith(b"http/1.1 200"):
+            raise RuntimeError(f"got {head.splitlines()[0]!r}: {body[:300]!r}")
+        return body
+
+
+def request_of(images: np.ndarray) -> bytes:
+    """Return the bytes of an inference request with binary tensors in both directions."""
+    tensor = InferInput("input", list(images.shape), "FP32")
+    tensor.set_data_from_numpy(images)
+    outputs = [InferRequestedOutput("logits")]
+    body, header = InferenceServerClient.generate_request_body([tensor], outputs=outputs)
+    return post(f"/v2/models/{MODEL}/infer", body, f"Inference-Header-Content-Length: {header}")
+
+
+def post(path: str, body: bytes, *headers: str) -> bytes:
+    """Return the bytes of an HTTP request."""
+    lines = (f"POST {path} HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}", *headers)
+    return "\r\n".join((*lines, "", "")).encode() + body
+
+
+class Client(Protocol):
+    """Sends a request that was made before, and returns bytes that end in the logits."""
+
+    async def post(self, request: Any) -> bytes:
+        """Wait for the answer."""
+        ...
 
 
 async def served(
-    client: aio.InferenceServerClient,
-    images: np.ndarray,
-    batch: int,
-    concurrency: int,
-    seconds: float,
-) -> float:
-    """Return images/s of clients that each wait for their answer before they send again."""
-    requests = np.split(images, len(images) // batch)
-    outputs = [InferRequestedOutput("logits")]
-    start = time.perf_counter()
-    answered = 0
+    connections: Sequence[Client], requests: Sequence[Any], batch: int, seconds: float
+) -> tuple[int, float]:
+    """Return images answered, and seconds; each client waits for an answer before it goes on."""
+    start, answered, size = time.perf_counter(), 0, batch * 10 * 4
 
-    async def loop(first: int) -> None:
+    async def loop(first: int, connection: Client) -> None:
         nonlocal answered
-        for index in itertools.count(first, concurrency):
-            tensor = InferInput("input", [batch, 3, 32, 32], "FP32")
-            tensor.set_data_from_numpy(requests[index % len(requests)])
-            result = await client.infer(MODEL, [tensor], outputs=outputs)
-            logits = result.as_numpy("logits")
-            if logits is None or logits.shape != (batch, 10):
-                raise RuntimeError(f"got {logits}, expected logits of shape ({batch}, 10)")
+        for index in itertools.count(first, len(connections)):
+            body = await connection.post(requests[index % len(requests)])
+            logits = np.frombuffer(body[-size:], np.float32).reshape(batch, 10)
+            if not np.isfinite(logits).all():
+                raise RuntimeError(f"got {logits}")
             answered += batch
             if time.perf_counter() - start >= seconds:
                 return
 
-    await asyncio.gather(*(loop(first) for first in range(concurrency)))
-    return answered / (time.perf_counter() - start)
+    await asyncio.gather(*(loop(*client) for client in enumerate(connections)))
+    return answered, time.perf_counter() - start
 
 
-async def check_answers(client: aio.InferenceServerClient, path: Path, images: np.ndarray) -> None:
+async def check_answers(connection: Client, request: Any, path: Path, images: np.ndarray) -> None:
     """Refuse to measure a server that answers anything but what the session answers."""
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
-    tensor = InferInput("input", list(images.shape), "FP32")
-    tensor.set_data_from_numpy(images)
-    result = await client.infer(MODEL, [tensor])
-    np.testing.assert_allclose(
-        result.as_numpy("logits"), session.run(None, {"input": images})[0], atol=1e-4
-    )
+    body = await connection.post(request)
+    logits = np.frombuffer(body[-len(images) * 40 :], np.float32).reshape(-1, 10)
+    np.testing.assert_allclose(logits, session.run(None, {"input": images})[0], atol=1e-4)
 
 
-async def measure(url: str, path: Path, args: argparse.Namespace) -> tuple[list[Series], float]:
-    """Return the three series, and the mean batch that Triton made for the 16 clients."""
+def cpu_seconds(pid: int | None) -> float:
+    """Return the CPU time of a server and all that it started; 0 where there is none."""
+    if pid is None:
+        return 0.0
+    times = [process.cpu_times() for process in family(pid)]
+    return sum(entry.user + entry.system for entry in times)
+
+
+@dataclass
+class Turn:
+    """One subject's part of a round.
+
+    Attributes:
+        series: Where its values go.
+        run: Given seconds, returns images answered, and the seconds that it took.
+        pid: Of its server, whose CPU time counts; None for this process.
+    """
+
+    series: Series
+    run: Callable[[float], Awaitable[tuple[int, float]]]
+    pid: int | None = None
+
+
+async def take_turns(turns: Sequence[Turn], rounds: int, seconds: float) -> None:
+    """Run every subject once in each round, after a warm-up that does not count."""
+    for turn in turns:
+        await turn.run(min(1.0, seconds))
+    for number in range(rounds):
+        for turn in turns:
+            theirs, ours = cpu_seconds(turn.pid), time.process_time()
+            done, spent = await turn.run(seconds)
+            ours = time.process_time() - ours
+            turn.series.add(done, spent, cpu_seconds(turn.pid) - theirs, ours)
+        print(f"round {number + 1} of {rounds}", file=sys.stderr)
+
+
+async def measure(
+    servers: Mapping[str, TritonServer], path: Path, int8: bool, args: argparse.Namespace
+) -> tuple[list[Series], dict[str, float]]:
+    """Return the series, and runtime → the mean batch that Triton made for the 16 clients."""
     images = np.random.default_rng(0).random((8 * BATCH, 3, 32, 32), dtype=np.float32)
-    singles = f"served, {CLIENTS} clients × 1"
-    client = aio.InferenceServerClient(url)
-    turns: dict[str, Callable[[float], Awaitable[float]]] = {
-        "in-process, batch 32": lambda seconds: asyncio.to_thread(
-            in_process, path, args.threads, images, seconds
-        ),
-        "served, batch 32": lambda seconds: served(client, images, BATCH, IN_FLIGHT, seconds),
-        singles: lambda seconds: served(client, images, 1, CLIENTS, seconds),
+    requests = {
+        n: [request_of(part) for part in np.split(images, len(images) // n)] for _, n in LOADS
     }
-    series = {name: Series(name) for name in turns}
-    counts = np.zeros(2)  # images, executions
-    try:
-        await check_answers(client, path, images[:BATCH])
-        for turn in turns.values():  # warm-up
-            await turn(min(1.0, args.seconds))
-        for number in range(args.rounds):
-            for name, turn in turns.items():
-                before = await executions(client)
-                series[name].rates.append(await turn(args.seconds))
-                if name == singles:
-                    counts += await executions(client) - before
-            print(f"round {number + 1} of {args.rounds}", file=sys.stderr)
-    finally:
-        await client.close()
-    return list(series.values()), float(counts[0] / counts[1])
+    alone = partial(in_process, path, args.threads, images)
+    turns = [Turn(Series(f"in-process, batch {BATCH}"), alone)]
+    counts = {runtime: np.zeros(2) for runtime in servers}  # images, executions
+
+    async def counted(runtime: str, load: Callable, seconds: float) -> tuple[int, float]:
+        before = executions(servers[runtime])
+        result = await load(seconds)
+        counts[runtime] += executions(servers[runtime]) - before
+        return result
+
+    async with AsyncExitStack() as stack:
+        for clients, batch in LOADS:
+            for runtime, server in servers.items():
+                to = [Connection.to(server.http) for _ in range(clients)]
+                open_ = [await stack.enter_async_context(entry) for entry in to]
+                await check_answers(open_[0], requests[batch][0], path, images[:batch])
+                series = Series(f"{runtime}, {clients} × {batch}", TARGETS[runtime, batch][int8])
+                load = partial(served, open_, requests[batch], batch)
+                run = partial(counted, runtime, load) if batch == 1 else load
+                turns.append(Turn(series, run, server.pid))
+        await take_turns(turns, args.rounds, args.seconds)
+    means = {runtime: float(done / runs) for runtime, (done, runs) in counts.items()}
+    return [turn.series for turn in turns], means
 
 
-async def executions(client: aio.InferenceServerClient) -> np.ndarray:
+def executions(server: TritonServer) -> np.ndarray:
     """Return how many images the server has answered, in how many executions."""
-    statistics_of_model = await client.get_inference_statistics(MODEL)
-    model = statistics_of_model.model_stats[0]
-    return np.array([model.inference_count, model.execution_count])
+    with InferenceServerClient(server.http) as client:
+        model = client.get_inference_statistics(MODEL)["model_stats"][0]
+    return np.array([model["inference_count"], model["execution_count"]])
 
 
-def report(series: list[Series], mean_batch: float, args: argparse.Namespace) -> bool:
+def report(series: list[Series], batches: dict[str, float], args: argparse.Namespace) -> bool:
     """Print the table; return whether every target is reached."""
     base = series[0]
-    print(f"\n{'':26}{'images/s':>10}{'min–max':>16}{'ratio':>8}{'min–max':>14}{'target':>9}")
+    print(
+        f"\n{'':24}{'images/s':>10}{'min–max':>16}{'ratio':>8}{'min–max':>12}"
+        f"{'CPU s per 1,000 images':>24}{'target':>9}"
+    )
+    print(f"{'':70}{'server':>12}{'clients':>12}")
     reached = True
     for entry in series:
         ratios = entry.ratios(base)
         ratio = statistics.median(ratios)
-        target = TARGETS.get(entry.name)
-        line = f"{entry.name:26}{entry.median:10,.0f}"
+        line = f"{entry.name:24}{entry.median:10,.0f}"
         line += f"{f'{min(entry.rates):,.0f}–{max(entry.rates):,.0f}':>16}{ratio:8.2f}"
-        line += f"{f'{min(ratios):.2f}–{max(ratios):.2f}':>14}"
-        if target is not None:
-            reached = reached and ratio >= target
-            line += f"{f'≥ {target}':>9} {'reached' if ratio >= target else 'MISSED'}"
+        line += f"{f'{min(ratios):.2f}–{max(ratios):.2f}':>12}"
+        line += f"{statistics.median(entry.server_cpu):12.3f}"
+        line += f"{statistics.median(entry.client_cpu):12.3f}"
+        if entry.target is not None:
+            good = round(ratio, 2) >= entry.target
+            reached = reached and good
+            line += f"{f'≥ {entry.target}':>9} {'reached' if good else 'MISSED'}"
         print(line)
     print(
         f"\nmedians and ranges of {args.rounds} rounds of {args.seconds:g} s each; ratios within a "
         f"round\n{args.threads} thread(s) in the session and in the server's one instance; "
-        f"{CLIENTS} clients made batches of {mean_batch:.1f} on average\n{machine()}"
+        f"16 clients made batches of "
+        f"{', '.join(f'{mean:.1f} ({name})' for name, mean in batches.items())} on average\n"
+        f"{machine()}"
     )
     return reached
 
 
 def machine() -> str:
     """Return the hardware and the versions that the figures belong to."""
-    packages = ", ".join(
-        f"{name} {version(name)}" for name in ("onnxruntime", "nvidia-pytriton", "tritonclient")
-    )
+    packages = ", ".join(f"{name} {version(name)}" for name in ("onnxruntime", "numpy"))
     return (
-        f"{cpu_name()}, {available_cores()} cores; Python {platform.python_version()}, {packages}"
+        f"{cpu_name()}, {available_cores()} cores; Python {platform.python_version()}, "
+        f"tritonserver {SERVER_VERSION}, {packages}"
     )
 
 
-def find_model(folder: Path) -> Path:
-    """Return the lab's exported model where a run has made one, else an untrained one."""
-    runs = sorted(project_root().glob("runs/*/artifacts/model.onnx"))
-    if runs:
-        return runs[-1]
-    from labkit.export import export_onnx
-    from labkit.model import CifarNet
+def find_models() -> list[Path]:
+    """Return the newest run's exported models, FP32 and INT8.
 
-    export_onnx(CifarNet().eval(), folder / "model.onnx")
-    return folder / "model.onnx"
+    Raises:
+        SystemExit: no run has made any.
+    """
+    runs = sorted(project_root().glob("runs/*/artifacts/model_int8.onnx"), key=os.path.getmtime)
+    if not runs:
+        raise SystemExit("no run has models: make lab PROFILE=smoke, or name them with --model")
+    return [runs[-1].with_name("model.onnx"), runs[-1]]
 
 
 def warn_if_busy() -> None:
@@ -219,26 +332,47 @@ def warn_if_busy() -> None:
         print(f"other processes use {busy:.0f} % of this machine: measure again", file=sys.stderr)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", type=Path, help="an ONNX model of the lab")
+def write_repository(folder: Path, path: Path, threads: int, delay_us: int = 0) -> Path:
+    """Return a repository in `folder` that serves one ONNX file."""
+    repository = folder / "repository"
+    model = repository / MODEL
+    (model / "1").mkdir(parents=True)
+    (model / "1" / "model.onnx").write_bytes(path.read_bytes())
+    config = CONFIG.format(batch=BATCH, threads=threads, delay=delay_us)
+    (model / "config.pbtxt").write_text(config)
+    return repository
+
+
+def argument_parser(doc: str | None) -> argparse.ArgumentParser:
+    """Return a parser of what every benchmark of serving takes."""
+    parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
+    parser.add_argument("--model", type=Path, nargs="+", help="ONNX models of the lab")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--seconds", type=float, default=1.5, help="of each measurement")
+    return parser
+
+
+def measure_model(path: Path, args: argparse.Namespace) -> bool:
+    """Measure one model on every runtime; return whether every target is reached."""
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        repository = write_repository(Path(folder), path, args.threads, args.queue_delay_us)
+        print(f"\nmodel: {path.name}, {path.stat().st_size / 1e6:.1f} MB")
+        runtimes = ["native", "stand-in"] if built_backends() else ["stand-in"]
+        servers = {
+            name: stack.enter_context(TritonServer(repository, runtime=name)) for name in runtimes
+        }
+        series, batches = asyncio.run(measure(servers, path, "int8" in path.name, args))
+    return report(series, batches, args)
+
+
+def main() -> int:
+    parser = argument_parser(__doc__)
     parser.add_argument("--queue-delay-us", type=int, default=0)
     args = parser.parse_args()
     warn_if_busy()
-    with tempfile.TemporaryDirectory() as folder:
-        path = args.model or find_model(Path(folder))
-        model = Path(folder) / "repository" / MODEL
-        (model / "1").mkdir(parents=True)
-        (model / "1" / "model.onnx").write_bytes(path.read_bytes())
-        config = CONFIG.format(batch=BATCH, threads=args.threads, delay=args.queue_delay_us)
-        (model / "config.pbtxt").write_text(config)
-        print(f"model: {path.name}, {path.stat().st_size / 1e6:.1f} MB", file=sys.stderr)
-        with TritonServer(model.parent) as server:
-            series, mean_batch = asyncio.run(measure(server.grpc, path, args))
-    return 0 if report(series, mean_batch, args) else 1
+    reached = [measure_model(path, args) for path in args.model or find_models()]
+    return 0 if all(reached) else 1
 
 
 if __name__ == "__main__":

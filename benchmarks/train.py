@@ -1,148 +1,213 @@
-"""Train from nothing and say how well and how fast: `python benchmarks/train.py`.
+"""How fast and how well notebook 02 trains: the cells of the notebook themselves, measured.
 
-The network is trained exactly as in notebook 02, on the same split, without leaving a file. Speed
-is held against the fastest float32 matrix multiplication of this machine, measured before and
-after the training. The test set is read once, when nothing can be chosen any more.
+    python benchmarks/train.py                           a step, float32 against bfloat16
+    python benchmarks/train.py --train standard          also trains to the end
+    python benchmarks/train.py --out benchmarks/train.md     writes the tables there
+
+The test set is read once in each training, when nothing can be chosen any more.
+
+Speed is held against this machine's fastest matrix product in the same precision and on the same
+threads. Precisions and products take turns, round after round, so that background load affects all
+of them equally.
 """
 
 import argparse
-import json
+import contextlib
+import os
 import platform
 import statistics
 import sys
+import tempfile
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
-import psutil
 import torch
-from rich.console import Console
-from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
 
-from labkit.data import Images, load_cifar10, make_splits
+from labkit.compare import Spread
+from labkit.data import CIFAR10, CLASSES, Images, load_cifar10, preprocess
 from labkit.environment import cpu_name
-from labkit.model import CifarNet, layer_table, training_flops
-from labkit.profiles import PROFILES
-from labkit.train import TrainConfig, Trainer, build_model, evaluate
+from labkit.profiles import PROFILES, Profile, available_cores
+from labkit.workspace import project_root
+
+sys.path.append(str(project_root() / "tests"))
+from lesson import run_cells
 
 MATRIX_SIDE = 2048
+LIMITS = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")  # make the libraries use fewer instructions
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+BEFORE_THE_LOOP = ("build", "whitening", "batches", "ex-02-learning-rate", "optimizers")
 
 
-def matmul_peak_gflops(threads: int, seconds: float = 1.0) -> float:
-    """Return the best rate of a float32 matrix product, in 10⁹ operations per second."""
-    torch.set_num_threads(threads)
-    left, right = torch.rand(2, MATRIX_SIDE, MATRIX_SIDE)
+def split(cifar: CIFAR10, seed: int) -> tuple[dict[str, Images], dict[str, list[float]]]:
+    """Split the images and compute their statistics as notebook 01 does."""
+    given = {"np": np, "CLASSES": CLASSES, "cifar": cifar, "settings": SimpleNamespace(seed=seed)}
+    with contextlib.redirect_stdout(sys.stderr):
+        page = run_cells("01_data", "splits", "ex-01-statistics", **given)
+    parts = {name: cifar.train.take(np.asarray(part)) for name, part in page.splits.items()}
+    mean, std = page.channel_statistics(preprocess(parts["train"].pixels))
+    return parts, {"mean": mean.tolist(), "std": std.tolist()}
+
+
+class Lesson:
+    """Notebook 02 up to its loop, on given images.
+
+    Args:
+        profile: Chooses the recipe, the seed and the threads.
+        precision: `fp32` or `bf16`.
+        parts: Images of the training and the validation split.
+        constants: Mean and standard deviation of the training split.
+        folder: Where the notebook keeps its state.
+    """
+
+    def __init__(
+        self,
+        profile: Profile,
+        precision: str,
+        parts: dict[str, Images],
+        constants: dict[str, list[float]],
+        folder: Path,
+    ) -> None:
+        page = run_cells("02_train", "imports", "network", "recipe", settings=profile)
+        training = parts["train"].take(slice(profile.train_images))
+        self.recipe = replace(page.recipe, precision=precision)
+        given = vars(page) | {
+            "recipe": self.recipe,
+            "training": training,
+            "validation": parts["validation"],
+            "statistics": constants,
+            "count": len(training.labels),
+            "steps": len(training.labels) // self.recipe.batch_size,
+            "lab": SimpleNamespace(path=lambda name: folder / name),
+        }
+        cells = (*BEFORE_THE_LOOP, "evaluate", "train-epoch", "epochs")
+        self.page = run_cells("02_train", *cells, **given)
+        self.images = self.page.steps * self.recipe.batch_size  # of an epoch
+
+    def images_per_s(self, epoch: int) -> float:
+        """Train for an epoch and return its speed."""
+        started = time.perf_counter()
+        self.page.train_epoch(epoch)
+        return self.images / (time.perf_counter() - started)
+
+    def flop_per_image(self, epoch: int) -> float:
+        """Count the operations of an epoch: forward, backward, and the optimizer's products."""
+        with FlopCounterMode(display=False) as counter:
+            self.page.train_epoch(epoch)
+        return counter.get_total_flops() / self.images
+
+
+def matmul_flops(precision: str, seconds: float = 0.5) -> float:
+    """Return the best rate of a matrix product, in operations per second."""
+    left, right = torch.rand(2, MATRIX_SIDE, MATRIX_SIDE).to(TYPES[precision])
     best, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end or best == float("inf"):
-        start = time.perf_counter()
+        started = time.perf_counter()
         left @ right
-        best = min(best, time.perf_counter() - start)
-    return 2 * MATRIX_SIDE**3 / best / 1e9
+        best = min(best, time.perf_counter() - started)
+    return 2 * MATRIX_SIDE**3 / best
 
 
-@dataclass(frozen=True)
-class Result:
-    """One training, measured."""
-
-    config: TrainConfig
-    seconds: float  # of the loop alone, without validation
-    validation_accuracy: float
-    test_accuracy: float
-    tflop: float
-    images: int  # seen, over all epochs
-    peak_gflops: float
+def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return f"## {title}\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-def train(config: TrainConfig, training: Images, validation: Images, test: Images) -> Result:
-    """Run the loop of notebook 02 and measure it."""
-    model = build_model(config, training)
-    trainer = Trainer(model, training, config)
-    flop, images_seen = 0.0, 0
-    peak = matmul_peak_gflops(config.threads)
-    for epoch in trainer.remaining_epochs():
-        for images, labels in trainer.batches(epoch):
-            with trainer.autocast():
-                logits = model(images)
-            loss = trainer.loss(logits, labels)
-            loss.backward()
-            trainer.step(loss, logits)
-            images_seen += len(labels)
-        record = trainer.end_epoch(evaluate(model, validation))
-        flop += record.seconds * record.images_per_second * training_flops(model, record.size)
-        print(f"{record}  {record.images_per_second:6.0f} images/s", file=sys.stderr, flush=True)
-    return Result(
-        config,
-        seconds=sum(record.seconds for record in trainer.history),
-        validation_accuracy=trainer.history[-1].validation_accuracy,
-        test_accuracy=evaluate(model, test),
-        tflop=flop / 1e12,
-        images=images_seen,
-        peak_gflops=max(peak, matmul_peak_gflops(config.threads)),
-    )
+def speed_table(profile: Profile, rounds: int) -> str:
+    """Measure both precisions at the smallest and at the full image size, in turn."""
+    few = replace(profile, name="standard", train_images=4 * 500)  # four steps a turn
+    parts, constants = split(load_cifar10(), profile.seed)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        lessons = {p: Lesson(few, p, parts, constants, Path(folder)) for p in TYPES}
+        for epoch in (0, lessons["fp32"].recipe.epochs - 1):
+            flop = {p: lesson.flop_per_image(epoch) for p, lesson in lessons.items()}  # warms up
+            speeds: dict[str, list[float]] = {p: [] for p in TYPES}
+            shares: dict[str, list[float]] = {p: [] for p in TYPES}
+            for _ in range(rounds):
+                for precision, lesson in lessons.items():
+                    peak = matmul_flops(precision)
+                    speed = lesson.images_per_s(epoch)
+                    speeds[precision].append(speed)
+                    shares[precision].append(speed * flop[precision] / peak)
+            for p, lesson in lessons.items():
+                ratios = [one / base for one, base in zip(speeds[p], speeds["fp32"], strict=True)]
+                rows.append(
+                    [
+                        f"{lesson.page.image_size(epoch)} px, {p}",
+                        f"{flop[p] / 1e6:.0f}",
+                        spread(speeds[p], ".0f"),
+                        str(Spread.of(ratios)),
+                        str(Spread.of(shares[p])),
+                    ]
+                )
+    head = ["images", "MFLOP per image", "images/s", "against fp32", "share of matmul peak"]
+    return table(f"A step on {profile.threads} threads", head, rows)
 
 
-def rows(results: list[Result]) -> list[tuple[str, str]]:
-    """Return the table's lines; with several trainings, mean ± standard deviation."""
+def spread(values: Sequence[float], form: str) -> str:
+    """Return median and range, such as `992 (980 to 1,001, n = 3)`."""
+    low, high = min(values), max(values)
+    return f"{statistics.median(values):{form}} ({low:{form}} to {high:{form}}, n = {len(values)})"
 
-    def over(values: list[float], form: str) -> str:
-        if len(values) == 1:
-            return format(values[0], form)
-        return f"{statistics.mean(values):{form}} ± {statistics.stdev(values):{form}}"
 
-    config = results[0].config
-    table = layer_table(CifarNet(config.widths))
-    gflops = [1e3 * result.tflop / result.seconds for result in results]
-    shares = [100 * g / result.peak_gflops for g, result in zip(gflops, results, strict=True)]
-    return [
-        ("trainings (n)", str(len(results))),
-        ("epochs, batch, precision", f"{config.epochs}, {config.batch_size}, {config.precision}"),
-        ("parameters", f"{sum(row.parameters for row in table):,}"),
-        ("million MACs per 32×32 image", f"{sum(row.mega_macs for row in table):.1f}"),
-        ("training time (s)", over([result.seconds for result in results], ".1f")),
-        ("validation accuracy (%)", over([100 * r.validation_accuracy for r in results], ".2f")),
-        ("test accuracy (%)", over([100 * result.test_accuracy for result in results], ".2f")),
-        ("images/s", over([result.images / result.seconds for result in results], ".0f")),
-        ("work done (TFLOP)", over([result.tflop for result in results], ".1f")),
-        ("speed (GFLOP/s)", over(gflops, ".0f")),
-        ("float32 matmul peak (GFLOP/s)", over([r.peak_gflops for r in results], ".0f")),
-        ("share of that peak (%)", over(shares, ".0f")),
-        ("threads / cores", f"{config.threads} / {psutil.cpu_count()}"),
-        ("CPU", f"{cpu_name()}, {torch.backends.cpu.get_cpu_capability()}"),
-        ("versions", f"torch {torch.__version__}, Python {platform.python_version()}"),
-        ("load average before it began", f"{START_LOAD:.1f}"),
+def training_table(profile: Profile, precisions: Sequence[str], seeds: int) -> str:
+    """Train to the end, once for each seed and precision in turn."""
+    cifar = load_cifar10()
+    results: dict[str, list[tuple[float, float, float, float]]] = {p: [] for p in precisions}
+    for seed in range(seeds):
+        parts, constants = split(cifar, profile.seed)
+        for precision in precisions:
+            with tempfile.TemporaryDirectory() as folder:
+                chosen = replace(profile, seed=seed)
+                lesson = Lesson(chosen, precision, parts, constants, Path(folder))
+                started = time.perf_counter()
+                with contextlib.redirect_stdout(sys.stderr):
+                    run_cells("02_train", "loop", **vars(lesson.page))
+                total = time.perf_counter() - started
+                history = lesson.page.epochs.history
+                seconds = sum(record.seconds for record in history)
+                test = lesson.page.evaluate(lesson.page.model, cifar.test)
+                validation = history[-1].validation_accuracy
+                results[precision].append((seconds, total, 100 * validation, 100 * test))
+    forms = (".0f", ".0f", ".2f", ".2f")
+    rows = [
+        [p, *(spread([run[i] for run in runs], form) for i, form in enumerate(forms))]
+        for p, runs in results.items()
     ]
-
-
-START_LOAD = psutil.getloadavg()[0]
+    head = ["precision", "training (s)", "with validation (s)", "validation (%)", "test (%)"]
+    return table(f"Profile {profile.name}, to the end", head, rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--profile", default="standard", choices=sorted(PROFILES))
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each precision")
+    parser.add_argument("--train", choices=sorted(PROFILES), help="train this profile to its end")
     parser.add_argument("--seeds", type=int, default=1, help="trainings, with seeds 0, 1, …")
+    parser.add_argument("--precision", nargs="*", choices=sorted(TYPES), default=["bf16"])
     parser.add_argument("--threads", type=int, help="default: the profile's")
-    parser.add_argument("--json", type=Path, help="also write the table to this file")
+    parser.add_argument("--out", type=Path, help="also write the tables to this file")
     options = parser.parse_args()
-    profile = PROFILES[options.profile]
-    cifar = load_cifar10()
-    parts = {
-        name: cifar.train.take(np.asarray(indices))
-        for name, indices in make_splits(cifar.train.labels, seed=profile.seed).items()
-    }
-    config = TrainConfig.from_profile(profile)
-    config = replace(config, threads=options.threads or config.threads)
-    results = [
-        train(replace(config, seed=seed), parts["train"], parts["validation"], cifar.test)
-        for seed in range(options.seeds)
+    profile = PROFILES[options.train or "standard"]
+    profile = replace(profile, threads=options.threads or profile.threads)
+    texts = [
+        "# Training\n",
+        f"{cpu_name()}, {available_cores()} cores, {torch.backends.cpu.get_cpu_capability()}; "
+        f"torch {torch.__version__}, Python {platform.python_version()}. Medians, in brackets the "
+        "smallest and the largest value.\n",
+        *(f"Limited by `{name}={os.environ[name]}`.\n" for name in LIMITS if name in os.environ),
+        speed_table(profile, options.rounds),
     ]
-    lines = rows(results)
-    table = Table("training", f"profile {profile.name}", title_justify="left")
-    for line in lines:
-        table.add_row(*line)
-    Console().print(table)
-    if options.json:
-        options.json.write_text(json.dumps(dict(lines), indent=1, ensure_ascii=False) + "\n")
+    if options.train:
+        texts.append(training_table(profile, options.precision, options.seeds))
+    print("\n".join(texts))
+    if options.out:
+        options.out.write_text("\n".join(texts), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ that every code cell ran without an error, and its files hold up to `labkit.chec
 import ctypes
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,17 +19,18 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import nbformat
 import psutil
-from nbformat import NotebookNode
 
 from labkit.checks import STAGE_CHECKS, CheckResult, check_stage
 from labkit.environment import environment_facts
 from labkit.errors import LabError, UsageError
 from labkit.profiles import Profile, preset
 from labkit.workspace import Workspace, project_root, read_json, write_json
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
 
 log = logging.getLogger(__name__)
 
@@ -222,6 +224,8 @@ def _unfit(source: Path) -> str:
     """Say why a notebook cannot be run headless; empty when it can."""
     if not source.is_file():
         return f"{source.name} is missing in {source.parent}"
+    import nbformat  # which takes some seconds
+
     try:
         notebook = nbformat.read(source, as_version=4)
     except Exception as error:  # nbformat raises many types for damaged files
@@ -261,7 +265,9 @@ def _execute(
         while child.poll() is None:
             if time.monotonic() > deadline:
                 return True
-            on_progress(Progress(source.stem, time.monotonic() - begin, _last_line(log_path)))
+            on_progress(
+                Progress(source.stem, time.monotonic() - begin, progress_line(_tail(log_path)))
+            )
             time.sleep(POLL_S)
     return False
 
@@ -317,14 +323,33 @@ def _signal(process: psutil.Process, method: str) -> None:
         log.debug("process %s had ended", process.pid)
 
 
-def _last_line(path: Path) -> str:
-    """Return the last line of a log, read from its end, without papermill's own prefix lines."""
+_CELL = re.compile(r"Executing Cell (\d+)-")  # papermill's own line before a cell's output
+_STRAY = re.compile(r"<\w+ size .*>$|[IWEF]\d{4} \d\d:\d\d:|Ending Cell \d+-")  # a figure, a server
+
+
+def progress_line(text: str) -> str:
+    """Return what the running cell is, and what it printed last, from the end of a log.
+
+    Args:
+        text: The log as papermill writes it, or its end.
+
+    Returns:
+        Such as `cell 12: epoch 3 of 8, …`; what an earlier cell printed, figures and lines of a
+        server's log are left out.
+    """
+    begun = list(_CELL.finditer(text))
+    if not begun:
+        return ""
+    printed = (line.strip() for line in text[begun[-1].end() :].splitlines()[1:])
+    own = [line for line in printed if line and not _STRAY.match(line)]
+    return f"cell {begun[-1][1]}" + (f": {own[-1][:120]}" if own else "")
+
+
+def _tail(path: Path) -> str:
     with path.open("rb") as stream:
         stream.seek(0, os.SEEK_END)
-        stream.seek(max(0, stream.tell() - 2_000))
-        lines = stream.read().decode(errors="replace").splitlines()
-    spoken = [line.strip() for line in lines if line.strip() and "Cell " not in line]
-    return spoken[-1][:120] if spoken else ""
+        stream.seek(max(0, stream.tell() - 8_000))
+        return stream.read().decode(errors="replace")
 
 
 def cell_failure(executed: Path) -> str:
@@ -335,6 +360,8 @@ def cell_failure(executed: Path) -> str:
     """
     if not executed.is_file():
         return "papermill left no executed notebook; see the log"
+    import nbformat
+
     try:
         notebook = nbformat.read(executed, as_version=4)
     except Exception as error:  # papermill may have been stopped while it wrote
@@ -348,7 +375,7 @@ def cell_failure(executed: Path) -> str:
     return "" if findings else "the notebook has no code cell"
 
 
-def cell_findings(cells: Iterable[NotebookNode]) -> list[CellFinding]:
+def cell_findings(cells: "Iterable[NotebookNode]") -> list[CellFinding]:
     """Return what executed cells show, one finding per code cell that is not blank."""
     code = [cell for cell in cells if cell.cell_type == "code" and cell.source.strip()]
     findings: list[CellFinding] = []

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from labkit.data import SPLIT_SIZES, Images, load_split, preprocess
+from labkit.data import SPLIT_SIZES, load_split, preprocess
 from labkit.errors import LabError
 from labkit.profiles import Profile
-from labkit.repository import VARIANTS, available_variants, parse_config
+from labkit.repository import PIPELINE, VARIANTS, available_variants, parse_config
 from labkit.repository_check import ERROR, check_repository
 from labkit.workspace import Workspace
 
@@ -97,9 +97,7 @@ def _check_data(workspace: Workspace, profile: Profile) -> Iterator[CheckResult]
     """The splits: right sizes, no image in two of them."""
     indices = workspace.load_json("splits.json")["indices"]
     sizes = {name: len(part) for name, part in indices.items()}
-    yield CheckResult(
-        "split sizes", sizes == SPLIT_SIZES, f"{sizes}", f"expected {SPLIT_SIZES}, see make_splits"
-    )
+    yield CheckResult("split sizes", sizes == SPLIT_SIZES, f"{sizes}", f"expected {SPLIT_SIZES}")
     together = [index for part in indices.values() for index in part]
     distinct = len(set(together))
     yield CheckResult(
@@ -112,13 +110,13 @@ def _check_data(workspace: Workspace, profile: Profile) -> Iterator[CheckResult]
 
 def _check_training(workspace: Workspace, profile: Profile) -> Iterator[CheckResult]:
     """The checkpoint: loads, and predicts better than a net that learned nothing."""
-    from labkit.train import load_checkpoint, predict
+    from labkit.network import NetworkRunner
+    from labkit.runtime import accuracy as measure
 
     workspace.load_json("history.json")
-    model, _ = load_checkpoint(workspace.require("checkpoint.pt"))
+    runner = NetworkRunner(workspace.require("checkpoint.pt"))
     images = load_split(workspace, "validation", limit=4 * PROBE_IMAGES)
-    predicted = predict(model, images.pixels).argmax(axis=1)
-    accuracy = float((predicted == images.labels).mean())
+    accuracy = measure(runner, images.pixels, images.labels)
     least = MIN_ACCURACY[profile.name]
     yield CheckResult(
         "validation accuracy",
@@ -132,13 +130,16 @@ def _agreement(
     workspace: Workspace, reference: str, names: list[str]
 ) -> Iterator[tuple[str, float]]:
     """Share of equal predictions of each model file with a reference, on validation images."""
+    from labkit.network import NetworkRunner
     from labkit.runtime import load_runner
 
     images = load_split(workspace, "validation", limit=PROBE_IMAGES)
     inputs = preprocess(images.pixels)
 
     def predictions(name: str) -> NDArray[np.int64]:
-        return load_runner(workspace.require(name), threads=1)(inputs).argmax(axis=1)
+        path = workspace.require(name)
+        runner = NetworkRunner(path) if name == "checkpoint.pt" else load_runner(path)
+        return runner(inputs).argmax(axis=1)
 
     expected = predictions(reference)
     for name in names:
@@ -147,17 +148,8 @@ def _agreement(
 
 def _check_export(workspace: Workspace, profile: Profile) -> Iterator[CheckResult]:
     """The exported models predict what the checkpoint predicts."""
-    from labkit.train import load_checkpoint, predict
-
-    model, _ = load_checkpoint(workspace.require("checkpoint.pt"))
-    images: Images = load_split(workspace, "validation", limit=PROBE_IMAGES)
-    from labkit.runtime import load_runner
-
-    traced = load_runner(workspace.require("model.pt"), threads=1)(preprocess(images.pixels))
-    same = float((traced.argmax(1) == predict(model, images.pixels).argmax(1)).mean())
-    agreements = [("model.pt", same)]
-    agreements += _agreement(workspace, "model.pt", ["model_optimized.pt", "model.onnx"])
-    for name, agreement in agreements:
+    names = ["model.pt", "model_optimized.pt", "model.onnx"]
+    for name, agreement in _agreement(workspace, "checkpoint.pt", names):
         yield CheckResult(
             f"{name} agrees with PyTorch",
             agreement >= MIN_AGREEMENT_EXPORT,
@@ -235,14 +227,37 @@ def _check_tuning(workspace: Workspace, profile: Profile) -> Iterator[CheckResul
     )
 
 
+def _check_pipeline(workspace: Workspace, profile: Profile) -> Iterator[CheckResult]:
+    """The pipeline is in the repository, and answers raw pixels as its network answers floats."""
+    found = workspace.load_json("pipeline.json")
+    row = found["variants"][PIPELINE]
+    least = MIN_ACCURACY[profile.name] - MAX_LOSS_SERVED
+    yield CheckResult(
+        f"{PIPELINE} answered",
+        row["accuracy"] >= least and row["n"] >= profile.test_images,
+        f"accuracy {row['accuracy']:.3f} on {row['n']} images, at least {least:.2f} on "
+        f"{profile.test_images} expected",
+        "the step before the network has to give pixels in [0, 1], channels first",
+    )
+    path = workspace.repository / PIPELINE / "config.pbtxt"
+    config = parse_config(path.read_text(encoding="utf-8")) if path.is_file() else None
+    steps = [step.model_name for step in config.ensemble_scheduling.step] if config else []
+    yield CheckResult(
+        f"{PIPELINE} is configured",
+        len(steps) >= 2,
+        f"steps: {', '.join(steps) or 'none'}",
+        "its config.pbtxt needs ensemble_scheduling with a step for each model",
+    )
+
+
 def _check_report(workspace: Workspace, profile: Profile) -> Iterator[CheckResult]:
     """The report fits its schema, has a row for every variant, and has a page."""
-    from labkit.report import validate_report
+    from labkit.report import REPORTED, validate_report
 
     report = workspace.load_json("report.json")
     validate_report(report, workspace)
     rows = [row["name"] for row in report["variants"]]
-    yield CheckResult("a row for every variant", rows == list(VARIANTS), f"rows: {', '.join(rows)}")
+    yield CheckResult("a row for every variant", rows == list(REPORTED), f"rows: {', '.join(rows)}")
     page = workspace.require("report.html")
     yield CheckResult(
         "the page is there", page.stat().st_size > 10_000, f"{page.stat().st_size:,} bytes"
@@ -257,5 +272,6 @@ STAGE_CHECKS: dict[str, Callable[[Workspace, Profile], Iterator[CheckResult]]] =
     "05_configure": _check_repository,
     "06_serve": _check_query,
     "07_tune": _check_tuning,
-    "08_report": _check_report,
+    "10_pipeline": _check_pipeline,
+    "08_report": _check_report,  # after 10, which it reports
 }

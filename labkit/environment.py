@@ -9,6 +9,7 @@ import psutil
 
 from labkit.profiles import available_cores
 from labkit.runtime import cpu_features
+from labkit.server.fetch import SERVER_VERSION
 
 PACKAGES = (
     "torch",
@@ -18,7 +19,6 @@ PACKAGES = (
     "nncf",
     "numpy",
     "tritonclient",
-    "nvidia-pytriton",
 )
 
 
@@ -31,7 +31,10 @@ def environment_facts() -> dict[str, Any]:
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in PACKAGES if _installed(name)},
+        "packages": {
+            "tritonserver": SERVER_VERSION,
+            **{name: metadata.version(name) for name in PACKAGES if _installed(name)},
+        },
     }
 
 

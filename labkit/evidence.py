@@ -1,11 +1,13 @@
 """Evidence: a value that is read out of a run's own file, and never passed in.
 
-A report row is marked as measured only by a `Mark`, and a `Mark` is made from a file of the run and
-a place in it. There is no way to give it a value.
+A report row counts as measured only with a `MeasuredValue`, which is made from a file of the run
+and a place in it. There is no way to give it a value.
 """
 
 from dataclasses import dataclass, field
 from typing import Any
+
+from jsonpointer import JsonPointerException, resolve_pointer
 
 from labkit.errors import LabError
 from labkit.workspace import Workspace, sha256
@@ -62,20 +64,17 @@ class EvidenceFolder:
         Raises:
             NoEvidence: nothing is there, or null is.
         """
-        value = self.document(file)
-        for part in pointer.split("/")[1:]:
-            key = part.replace("~1", "/").replace("~0", "~")
-            try:
-                value = value[int(key)] if isinstance(value, list) else value[key]
-            except (KeyError, IndexError, ValueError, TypeError):
-                raise NoEvidence(f"{file} has nothing at {pointer}") from None
+        try:
+            value = resolve_pointer(self.document(file), pointer)
+        except JsonPointerException:
+            raise NoEvidence(f"{file} has nothing at {pointer}") from None
         if value is None:
             raise NoEvidence(f"{file} has null at {pointer}")
         return value
 
 
 @dataclass(frozen=True)
-class Mark:
+class MeasuredValue:
     """A measured value and where it was read.
 
     Attributes:
@@ -98,7 +97,7 @@ class Mark:
         object.__setattr__(self, "value", self.folder.value(self.file, self.pointer))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the mark as `report.json` keeps it."""
+        """Return the value as `report.json` keeps it."""
         return {
             "status": "measured",
             "value": self.value,
@@ -112,7 +111,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Unmeasured:
-    """The honest other half of a mark: what is not known, and why."""
+    """The other half of a `MeasuredValue`: what is not known, and why."""
 
     reason: str
 
@@ -126,9 +125,11 @@ class Unmeasured:
         return {"status": "not measured", "reason": self.reason}
 
 
-def mark_or_reason(folder: EvidenceFolder, file: str, pointer: str) -> Mark | Unmeasured:
-    """Return the mark, or the reason why there is none."""
+def measured_or_reason(
+    folder: EvidenceFolder, file: str, pointer: str
+) -> MeasuredValue | Unmeasured:
+    """Return the value, or the reason why there is none."""
     try:
-        return Mark(folder, file, pointer)
+        return MeasuredValue(folder, file, pointer)
     except NoEvidence as error:
         return Unmeasured(str(error))

@@ -1,9 +1,9 @@
-"""Turn the trained network into files that a server loads: TorchScript, ONNX, TensorRT."""
+"""What exporting needs beside the calls in 03 and 04: files written whole, parity, TensorRT."""
 
-import copy
 import io
 import shutil
 import subprocess
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -13,16 +13,14 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from labkit.data import IMAGE_SHAPE
 from labkit.errors import LabError
-from labkit.runtime import Floats, agreement, quiet_torchscript
-from labkit.signature import MAX_IR_VERSION
+from labkit.runtime import Floats, agreement
+from labkit.torchscript import quiet_torchscript
 from labkit.workspace import atomic_path
 
-INPUT, OUTPUT, BATCH_AXIS = "input", "logits", "batch"
-OPSET = 17  # the newest one that PyTorch's TorchScript-based exporter is complete for
 PARITY_BATCHES = (1, 7, 64)
 PARITY_TOLERANCE = 1e-3  # of a logit; float32 sums in another order differ by about 1e-5
 _BOOKKEEPING = {"prim::Constant", "prim::GetAttr", "prim::ListConstruct", "prim::TupleConstruct"}
@@ -36,54 +34,6 @@ class TensorRTUnavailable(LabError):
     """No TensorRT engine can be built on this machine; the message says why."""
 
 
-def trace(model: nn.Module) -> torch.jit.ScriptModule:
-    """Record what `forward` does with one example batch, as a TorchScript module.
-
-    Args:
-        model: In eval mode; maps (N, 3, 32, 32) float32 in [0, 1] to logits (N, 10).
-
-    Raises:
-        ExportError: the model is in training mode, where a trace would keep updating statistics.
-    """
-    _require_eval(model)
-    example = torch.zeros(2, *IMAGE_SHAPE)  # two, so that nothing can specialize on a batch of one
-    with quiet_torchscript(), torch.no_grad():
-        return torch.jit.trace(model, (example,))
-
-
-class _ChannelsLast(nn.Module):
-    """A network whose images and weights lie pixel by pixel in memory, as CPU kernels like it."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = copy.deepcopy(model).to(memory_format=torch.channels_last)
-
-    def forward(self, input: Tensor) -> Tensor:
-        return self.model(input.contiguous(memory_format=torch.channels_last))
-
-
-def optimize(model: nn.Module) -> torch.jit.ScriptModule:
-    """Trace a model for inference only: weights frozen, batch norms folded, channels last.
-
-    Nothing in it depends on the CPU it was made on. `torch.jit.optimize_for_inference` goes
-    further, into a layout private to one CPU, and its result cannot be saved.
-
-    Raises:
-        ExportError: the model is in training mode, or a batch norm is left after folding.
-    """
-    _require_eval(model)
-    traced = trace(_ChannelsLast(model).eval())
-    with quiet_torchscript():
-        frozen = torch.jit.freeze(traced)
-    left = torchscript_operators(frozen)["aten::batch_norm"]
-    if left:
-        raise ExportError(
-            f"got {left} batch norms after folding, expected 0: each must follow a convolution "
-            "directly, before the activation"
-        )
-    return frozen
-
-
 def save_torchscript(module: torch.jit.ScriptModule, path: Path) -> None:
     """Write a TorchScript module, all or nothing."""
     # By way of memory: saved to a path, the archive would hold the temporary name of the file.
@@ -94,58 +44,23 @@ def save_torchscript(module: torch.jit.ScriptModule, path: Path) -> None:
         temporary.write_bytes(buffer.getvalue())
 
 
-def export_onnx(model: nn.Module, path: Path) -> onnx.ModelProto:
-    """Write a model as ONNX: `input` (batch, 3, 32, 32) to `logits` (batch, 10), any batch.
-
-    Returns:
-        What was written.
+def save_openvino(model: Any, path: Path) -> None:
+    """Write an OpenVINO model in float32 and bytes: `path` (.xml), and the .bin beside it.
 
     Raises:
-        ExportError: the model is in training mode, or the file is not what a server needs.
+        ExportError: `path` does not end in `.xml`.
     """
-    _require_eval(model)
-    axes = {INPUT: {0: BATCH_AXIS}, OUTPUT: {0: BATCH_AXIS}}
-    with quiet_torchscript(), atomic_path(path) as temporary:
-        torch.onnx.export(
-            model,
-            (torch.zeros(2, *IMAGE_SHAPE),),
-            str(temporary),
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            dynamic_axes=axes,
-            opset_version=OPSET,
-            dynamo=False,  # the other exporter writes opset 18 and needs a further package
-        )
-        return check_onnx(temporary)
+    import openvino
 
-
-def check_onnx(path: Path) -> onnx.ModelProto:
-    """Load an ONNX file and hold it to what Triton's ONNX Runtime needs.
-
-    Raises:
-        ExportError: the checker or shape inference fails, or names, batch axis or IR version
-            are not as they must be.
-    """
-    try:
-        onnx.checker.check_model(str(path), full_check=True)
-        model = onnx.shape_inference.infer_shapes(onnx.load(str(path)), strict_mode=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"{path.name} is not valid ONNX: {error}") from error
-    if model.ir_version > MAX_IR_VERSION:
-        raise ExportError(
-            f"{path.name}: got IR version {model.ir_version}, expected at most {MAX_IR_VERSION}"
-        )
-    for kind, value, name in (
-        ("input", model.graph.input[0], INPUT),
-        ("output", model.graph.output[0], OUTPUT),
-    ):
-        axis = value.type.tensor_type.shape.dim[0].dim_param
-        if (value.name, axis) != (name, BATCH_AXIS):
-            raise ExportError(
-                f"{path.name}: got {kind} {value.name!r} with batch axis {axis!r}, "
-                f"expected {name!r} with {BATCH_AXIS!r}"
-            )
-    return model
+    if path.suffix != ".xml":
+        raise ExportError(f"got {path.name}, expected a name that ends in .xml")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        written = Path(folder) / path.name
+        openvino.save_model(model, written, compress_to_fp16=False)
+        # The weights first: whoever finds the .xml finds its .bin.
+        for suffix in (".bin", ".xml"):
+            written.with_suffix(suffix).replace(path.with_suffix(suffix))
 
 
 def torchscript_operators(module: torch.jit.ScriptModule) -> Counter[str]:
@@ -250,7 +165,7 @@ def build_tensorrt(onnx_path: Path, plan_path: Path, max_batch: int = 64) -> Non
         raise ExportError(f"TensorRT cannot parse {onnx_path.name}: {errors}")
     profile = builder.create_optimization_profile()
     smallest, usual, largest = ((n, *IMAGE_SHAPE) for n in (1, min(32, max_batch), max_batch))
-    profile.set_shape(INPUT, smallest, usual, largest)
+    profile.set_shape("input", smallest, usual, largest)
     config = builder.create_builder_config()
     config.add_optimization_profile(profile)
     plan = builder.build_serialized_network(network, config)

@@ -1,8 +1,8 @@
 """The report: evidence of a run → `report.json` → `report.html`.
 
-Every value in the report is a `Mark`, read out of an artifact by a JSON pointer, or `Unmeasured`
-with a reason. This module decides which claims are made and where their evidence lies; it computes
-nothing.
+Every value in the report is a `MeasuredValue`, read out of an artifact by a JSON pointer, or
+`Unmeasured` with a reason. This module decides which claims are made and where their evidence lies;
+it computes nothing.
 """
 
 import json
@@ -13,13 +13,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jsonschema
-
 from labkit.environment import environment_facts
 from labkit.errors import LabError
-from labkit.evidence import EvidenceFolder, Mark, Unmeasured, mark_or_reason
-from labkit.repository import VARIANTS
-from labkit.workspace import Workspace, write_json, write_text
+from labkit.evidence import EvidenceFolder, MeasuredValue, Unmeasured, measured_or_reason
+from labkit.repository import PIPELINE, VARIANTS
+from labkit.workspace import MADE_BY, Workspace, write_json, write_text
 
 SCHEMA_VERSION = 1
 NO_GPU = "no NVIDIA GPU with TensorRT was there: 03_export builds the engine where there is one"
@@ -29,28 +27,32 @@ class ReportError(LabError):
     """A report does not fit its schema, or says what its evidence does not."""
 
 
+# Every row of the table of variants → the artifact with its evidence.
+REPORTED = {**dict.fromkeys(VARIANTS, "query.json"), PIPELINE: "pipeline.json"}
+PIPELINE_POINT = "raw pixels in: a Python step before cifar10_onnx"
+
+
 @dataclass(frozen=True)
 class Column:
     """One value that every variant has.
 
     Attributes:
         key: Name in `report.json`.
-        file: Artifact with the evidence.
-        pointer: JSON pointer in it; `{name}` stands for the variant.
+        pointer: JSON pointer in the artifact of the variant; `{name}` stands for its name.
     """
 
     key: str
-    file: str
     pointer: str
 
 
 # What is said of each variant. A row is marked as measured only when all of these are.
 COLUMNS = tuple(
-    Column(key, "query.json", f"/variants/{{name}}/{pointer}")
+    Column(key, f"/variants/{{name}}/{pointer}")
     for key, pointer in (
         ("backend", "backend"),
         ("instances", "instances"),
         ("runtime", "runtime"),
+        ("engine", "engine"),
         ("size_bytes", "size_bytes"),
         ("accuracy", "accuracy"),
         ("accuracy_n", "n"),
@@ -66,8 +68,10 @@ COLUMNS = tuple(
         ("throughput_batch", "throughput_images_s/batch"),
     )
 )
-# What a slow machine has too few samples for.
-OPTIONAL = frozenset({"latency_p95_ms", "latency_p99_ms", "throughput_low", "throughput_high"})
+# What a slow machine has too few samples for, and what an older notebook 06 did not write.
+OPTIONAL = frozenset(
+    {"latency_p95_ms", "latency_p99_ms", "throughput_low", "throughput_high", "engine"}
+)
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,13 @@ _CLAIMS: dict[str, tuple[tuple[str, str, str, str], ...]] = {
             "/findings",
             "what `labkit check` finds; none is the aim",
         ),
-        ("Mistakes are diagnosed", "configure.json", "/diagnosed", "broken on purpose in 05"),
+        (
+            "Broken configurations are refused",
+            "configure.json",
+            "/refused",
+            "model → the server's own words; broken on purpose in 05",
+        ),
+        ("Mistakes are diagnosed", "configure.json", "/diagnosed", "without a server, by 05"),
     ),
     "The model and its copies": (
         ("Validation accuracy", "history.json", "/validation_accuracy", "not trained on"),
@@ -188,10 +198,42 @@ _CLAIMS: dict[str, tuple[tuple[str, str, str, str], ...]] = {
             "versions that the server reads; what a trace loses is in 03",
         ),
         (
+            "f32 against bf16",
+            "tune.json",
+            "/precision",
+            "OpenVINO in process: its own choice, and both where the processor has both",
+        ),
+        (
             "Calibration",
             "quantize.json",
             "/calibration",
             "relative error of the logits by number of calibration images",
+        ),
+    ),
+    "A raw image in, a label out": (
+        (
+            "Raw pixels against floats",
+            "pipeline.json",
+            "/same_answers",
+            "the largest difference of a logit from cifar10_onnx, on the test images",
+        ),
+        (
+            "A request's bytes, and photo to label",
+            "pipeline.json",
+            "/requests",
+            "one client, its own work included; three ways to the same model",
+        ),
+        (
+            "Where the photo's time goes",
+            "pipeline.json",
+            "/steps_ms",
+            "ms for each request in each step, by the server's statistics",
+        ),
+        (
+            "The same step, written another way",
+            "pipeline.json",
+            "/resizing",
+            "pixels that differ, labels that change, accuracy on 200 enlarged images",
         ),
     ),
     "Batching, instances, threads": (
@@ -231,6 +273,12 @@ _CLAIMS: dict[str, tuple[tuple[str, str, str, str], ...]] = {
             "/torchscript_gain",
             "ratio of images/s at batch 32, per round",
         ),
+        (
+            "Served against in process",
+            "tune.json",
+            "/served_over_in_process",
+            "ratio of images/s to ONNX Runtime's at batch 32, one thread, per round",
+        ),
         ("The rule of choice", "tune.json", "/rule", "stated before the measurement"),
         (
             "Recommended setting",
@@ -265,11 +313,11 @@ def build_report(workspace: Workspace) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "environment": _environment(folder),
-        "variants": [_variant(folder, name) for name in VARIANTS],
+        "variants": [_variant(folder, name) for name in REPORTED],
         "claims": [_claim(folder, claim) for claim in claims()],
         "configs": {
-            name: mark_or_reason(folder, "query.json", f"/variants/{name}/config").to_dict()
-            for name in VARIANTS
+            name: measured_or_reason(folder, file, f"/variants/{name}/config").to_dict()
+            for name, file in REPORTED.items()
         },
         "evidence": {
             name: {key: entry[key] for key in ("sha256", "bytes", "made_by", "made_at")}
@@ -283,28 +331,29 @@ def build_report(workspace: Workspace) -> dict[str, Any]:
 
 def _environment(folder: EvidenceFolder) -> dict[str, Any]:
     """Return where the serving was measured; this machine when nothing was served."""
-    measured = mark_or_reason(folder, "query.json", "/environment")
-    return dict(measured.value) if isinstance(measured, Mark) else environment_facts()
+    measured = measured_or_reason(folder, "query.json", "/environment")
+    return dict(measured.value) if isinstance(measured, MeasuredValue) else environment_facts()
 
 
 def _outdated(folder: EvidenceFolder, name: str) -> str:
     """Say whether a variant was measured on model files that the run no longer has."""
-    files = mark_or_reason(folder, "query.json", f"/variants/{name}/files")
-    if isinstance(files, Mark):
+    files = measured_or_reason(folder, REPORTED[name], f"/variants/{name}/files")
+    step = MADE_BY[REPORTED[name]]
+    if isinstance(files, MeasuredValue):
         for file, digest in files.value.items():
             if digest != folder.recorded(file):
-                return f"{file} was made anew after 06_serve had measured it: run 06_serve again"
+                return f"{file} was made anew after {step} had measured it: run {step} again"
     return ""
 
 
 def _variant(folder: EvidenceFolder, name: str) -> dict[str, Any]:
     """Return the row of one variant."""
-    spec = VARIANTS[name]
+    spec = VARIANTS.get(name, VARIANTS["cifar10_onnx"])  # of the pipeline, the step that computes
     outdated = _outdated(folder, name)
-    cells: dict[str, Mark | Unmeasured] = {
+    cells: dict[str, MeasuredValue | Unmeasured] = {
         column.key: Unmeasured(outdated)
         if outdated
-        else mark_or_reason(folder, column.file, column.pointer.format(name=name))
+        else measured_or_reason(folder, REPORTED[name], column.pointer.format(name=name))
         for column in COLUMNS
     }
     missing = [
@@ -314,7 +363,7 @@ def _variant(folder: EvidenceFolder, name: str) -> dict[str, Any]:
     ]
     row: dict[str, Any] = {
         "name": name,
-        "point": spec.point,
+        "point": PIPELINE_POINT if name == PIPELINE else spec.point,
         "threads_asked_for": spec.threads,
         "status": "not measured" if missing else "measured",
         "cells": {key: cell.to_dict() for key, cell in cells.items()},
@@ -326,15 +375,15 @@ def _variant(folder: EvidenceFolder, name: str) -> dict[str, Any]:
 
 def _reason(folder: EvidenceFolder, name: str) -> str:
     """Return why a variant was not measured, in the words of the notebook that tried."""
-    reason = mark_or_reason(folder, "query.json", f"/variants/{name}/reason")
-    if isinstance(reason, Mark):
+    reason = measured_or_reason(folder, REPORTED[name], f"/variants/{name}/reason")
+    if isinstance(reason, MeasuredValue):
         return str(reason.value)
     return NO_GPU if name == "cifar10_tensorrt" else ""
 
 
 def _claim(folder: EvidenceFolder, claim: Claim) -> dict[str, Any]:
     """Return the row of one claim."""
-    found = mark_or_reason(folder, claim.file, claim.pointer).to_dict()
+    found = measured_or_reason(folder, claim.file, claim.pointer).to_dict()
     if "reason" in found and claim.absent:
         found["reason"] = claim.absent
     row = {"section": claim.section, "title": claim.title, "note": claim.note, **found}
@@ -349,6 +398,8 @@ def validate_report(report: dict[str, Any], workspace: Workspace | None = None) 
     Raises:
         ReportError: it does not fit, or a value is not the one in the file it points at.
     """
+    import jsonschema  # which takes some seconds
+
     try:
         jsonschema.validate(report, json.loads(_template("report_schema.json")))
     except jsonschema.ValidationError as error:

@@ -144,7 +144,9 @@ def _plain(value: Any) -> str:
 
 
 def _lines(value: Any) -> list[str]:
-    """Print a value, a line for each entry of a list of findings or records."""
+    """Print a value, a line for each entry of a list of findings, or of a table of records."""
+    if isinstance(value, dict) and value and all(isinstance(v, dict) for v in value.values()):
+        return [f"{key}: {_plain(record)}" for key, record in value.items()]
     if isinstance(value, list) and any(
         isinstance(item, dict) or len(str(item)) > 60 for item in value
     ):

@@ -29,6 +29,13 @@ MODEL_FILES: dict[str, str] = {
     "python": "model.py",
 }
 
+# Triton's older way to name a backend, which it still takes; OpenVINO never had one.
+PLATFORMS = {
+    "onnxruntime_onnx": "onnxruntime",
+    "pytorch_libtorch": "pytorch",
+    "tensorrt_plan": "tensorrt",
+}
+
 # How each backend is told its threads per instance. TensorRT computes on the GPU.
 THREAD_PARAMETERS: dict[str, str] = {
     "onnxruntime": "intra_op_thread_count",
@@ -168,6 +175,9 @@ VARIANTS: dict[str, ModelSpec] = {
 }
 
 
+PIPELINE = "cifar10_pipeline"  # the ensemble of notebook 10: raw pixels in, a label out
+
+
 def to_config(spec: ModelSpec) -> pb.ModelConfig:
     """Build Triton's configuration message for a model of this lab.
 
@@ -217,6 +227,40 @@ def parse_config(text: str) -> pb.ModelConfig:
         return text_format.Parse(text, pb.ModelConfig())
     except text_format.ParseError as error:
         raise RepositoryError(f"config.pbtxt does not fit Triton's schema: {error}") from error
+
+
+def model_config(folder: Path) -> pb.ModelConfig:
+    """Read a model's `config.pbtxt`, with the backend that Triton makes of it.
+
+    Where it names none, the file in a version folder does; a configuration may also be missing.
+
+    Raises:
+        RepositoryError: the text does not fit Triton's schema.
+        UnicodeDecodeError: it is no text.
+        OSError: it cannot be read.
+    """
+    path = folder / CONFIG
+    config = parse_config(path.read_text(encoding="utf-8")) if path.exists() else pb.ModelConfig()
+    config.backend = config.backend or PLATFORMS.get(config.platform, "")
+    if not (config.backend or config.platform or config.HasField("ensemble_scheduling")):
+        names = {file.name for file in folder.glob("[0-9]*/*")} | {config.default_model_filename}
+        found = [backend for backend, file in MODEL_FILES.items() if file in names]
+        config.backend = found[0] if found else ""
+    return config
+
+
+def served_versions(config: pb.ModelConfig, folder: Path) -> list[Path]:
+    """Return the version folders that Triton loads by the model's version policy."""
+    present = {int(p.name): p for p in folder.iterdir() if p.name.isdecimal() and p.is_dir()}
+    policy = config.version_policy
+    if policy.HasField("specific"):
+        wanted = [number for number in policy.specific.versions if number in present]
+    elif policy.HasField("all"):
+        wanted = sorted(present)
+    else:
+        count = policy.latest.num_versions if policy.HasField("latest") else 1
+        wanted = sorted(present)[-count:] if count else []
+    return [present[number] for number in wanted]
 
 
 def write_config(repository: Path, spec: ModelSpec, name: str | None = None) -> Path:

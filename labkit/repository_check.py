@@ -1,38 +1,81 @@
-"""Hold a model repository against its own files, before Triton does it less politely.
+"""Hold a model repository against its own files: what the server would refuse, and the fix.
 
-Works on any repository, also one written by hand. Each finding is one line: where, what was found,
-what was expected, and the fix.
+Works on any repository, also one written by hand. What decides is what decides when it is served:
+`core_rules` says what Triton's core refuses, the backends' `rules` what a backend does. Each
+finding is one line: where, what was found, what was expected, and the fix.
 """
 
 import difflib
+import importlib
+import json
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
+from google.protobuf import json_format
 from tritonclient.grpc import model_config_pb2 as pb
 
+from labkit.backends.rules import GRAPH_LEVELS, KNOWN_PARAMETERS
+from labkit.backends.settings import ConfigError, Settings
+from labkit.core_rules import refused_by_core
 from labkit.profiles import available_cores
 from labkit.repository import (
     CONFIG,
     MODEL_FILES,
+    PLATFORMS,
     THREAD_PARAMETERS,
     RepositoryError,
-    parse_config,
+    model_config,
+    served_versions,
 )
-from labkit.signature import UnreadableModel, read_signature
-from labkit.tensor_check import ERROR, WARNING, Finding, check_signature
+from labkit.repository_safety import is_model, own_repository, unsafe
+from labkit.signature import MAX_IR_VERSION, MAX_OPSET, onnx_versions
 
-# Triton's older way to name a backend, which it still takes; OpenVINO never had one.
-PLATFORMS = {
-    "onnxruntime_onnx": "onnxruntime",
-    "pytorch_libtorch": "pytorch",
-    "tensorrt_plan": "tensorrt",
-}
-TRUE_WORDS = ("true", "yes", "on", "1")  # of a boolean parameter
+ERROR, WARNING = "error", "warning"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong.
+
+    Attributes:
+        model: Folder of the model; empty for the repository itself.
+        severity: `error`: Triton refuses it or answers wrongly; `warning`: it works, badly.
+        message: What was found and what was expected.
+        fix: What to do.
+    """
+
+    model: str
+    severity: str
+    message: str
+    fix: str
+
+    def __str__(self) -> str:
+        """One line, as `labkit check` prints it."""
+        return f"{self.model or '(repository)'}: {self.severity}: {self.message} → {self.fix}"
+
+
+class Problem(NamedTuple):
+    """A finding of a model whose name its caller knows."""
+
+    severity: str
+    message: str
+    fix: str
+
+
+_error = partial(Problem, ERROR)
+_warning = partial(Problem, WARNING)
 
 
 def check_repository(
-    repository: Path, models: Iterable[str] | None = None, cores: int | None = None
+    repository: Path,
+    models: Iterable[str] | None = None,
+    cores: int | None = None,
+    allow_python_models: bool = False,
+    runtime: str | None = None,
 ) -> list[Finding]:
     """Check every model of a repository, or the named ones.
 
@@ -42,21 +85,37 @@ def check_repository(
         repository: The model repository.
         models: Folders to look at; all of them when None.
         cores: CPU cores that threads × instances of a model may use; this machine's when None.
+        allow_python_models: Find nothing wrong with Python code in somebody else's repository.
+        runtime: What is to serve it: `native`, `stand-in` or `container`; that of this machine
+            when None.
 
     Returns:
         Findings, errors first within each model; empty when all is well.
     """
     if not repository.is_dir():
         return [Finding("", ERROR, f"{repository} is not a folder", "name a model repository")]
-    present = sorted(entry.name for entry in repository.iterdir() if entry.is_dir())
+    present = sorted(entry.name for entry in repository.iterdir() if is_model(entry))
     wanted = present if models is None else list(models)
     if not wanted:
         return [Finding("", ERROR, f"{repository} holds no model", "run notebook 05_configure")]
+    from labkit.server import choose_runtime
+    from labkit.server.refused import refused_here
+
+    runtime = choose_runtime(runtime or "auto")
     findings = []
+    folders = [repository / name for name in wanted if name in present]
+    here = refused_here(folders, runtime)
+    python_allowed = allow_python_models or own_repository(repository)
     for name in wanted:
         if name in present:
-            found = _readable(repository / name, cores or available_cores())
-            findings += sorted(found, key=lambda finding: finding.severity != ERROR)
+            found = list(_foreign_code(repository / name, python_allowed))
+            # What would run code is not opened.
+            if not found:
+                found = list(_readable(repository / name, cores or available_cores(), runtime))
+                if name in here and all(problem.severity != ERROR for problem in found):
+                    found.append(_error(*here[name]))
+            found.sort(key=lambda problem: problem.severity != ERROR)
+            findings += [Finding(name, *problem) for problem in found]
         else:
             near = difflib.get_close_matches(name, present, n=1)
             fix = f"did you mean {near[0]}?" if near else f"make the folder {name}/"
@@ -64,39 +123,58 @@ def check_repository(
     return findings
 
 
-def _readable(folder: Path, cores: int) -> Iterator[Finding]:
+def _foreign_code(folder: Path, python_allowed: bool) -> Iterator[Problem]:
+    """What the server refuses to start with."""
+    try:
+        for message, fix in unsafe(folder, python_allowed):
+            yield _error(message, fix)
+    except (OSError, RepositoryError):
+        return  # found below, in words of its own
+
+
+def _readable(folder: Path, cores: int, runtime: str) -> Iterator[Problem]:
     """Check one model folder; what cannot be read in it is a finding too."""
     try:
-        yield from _check_model(folder, cores)
+        yield from _check_model(folder, cores, runtime)
     except OSError as error:
         path = Path(error.filename) if error.filename else folder
         shown = path.relative_to(folder.parent) if path.is_relative_to(folder) else path
         reason = error.strerror or type(error).__name__
         fix = "make it a file or folder that you and the server may read"
-        yield Finding(folder.name, ERROR, f"{shown} cannot be read: {reason}", fix)
+        yield _error(f"{shown} cannot be read: {reason}", fix)
 
 
-def _check_model(folder: Path, cores: int) -> Iterator[Finding]:
+def _check_model(folder: Path, cores: int, runtime: str) -> Iterator[Problem]:
     """Check one model folder, from the text of its configuration to the tensors of its file."""
-    name = folder.name
     try:
-        config = parse_config((folder / CONFIG).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        yield Finding(name, ERROR, f"{CONFIG} is missing", "write it, see notebook 05_configure")
-        return
+        config = model_config(folder)
+        written = (folder / CONFIG).is_file()
     except UnicodeDecodeError:
-        yield Finding(name, ERROR, f"{CONFIG} is not UTF-8 text", "write it again as plain text")
+        yield _error(f"{CONFIG} is not UTF-8 text", "write it again as plain text")
         return
     except RepositoryError as error:
-        yield Finding(name, ERROR, str(error), _schema_fix(str(error)))
+        yield _error(str(error), _schema_fix(str(error)))
         return
-    yield from _check_identity(config, folder)
-    config.backend = config.backend or PLATFORMS.get(config.platform, "")
-    yield from _check_tensors(config, name)
+    if not written and not config.backend:
+        yield _error(f"{CONFIG} is missing", "write it, see notebook 05_configure")
+        return
+    if not written:
+        yield _warning(
+            f"{CONFIG} is missing: Triton completes it from the model file",
+            "write it, so that batching, instances and threads are yours",
+        )
+    yield from _check_backend(config)
+    gpus = runtime == "container" or config.backend == "tensorrt"
+    for message, fix in refused_by_core(config, folder, gpus):
+        yield _error(message, fix)
     yield from _check_labels(config, folder)
-    yield from _check_batching(config, name)
-    yield from _check_resources(config, name, cores)
-    yield from _check_versions(config, folder)
+    yield from _check_batching(config)
+    yield from _check_resources(config, cores)
+    yield from _check_ignored(config)
+    if config.HasField("ensemble_scheduling"):
+        yield from _check_steps(config, folder)
+    else:
+        yield from _check_versions(config, folder, runtime)
 
 
 def _schema_fix(error: str) -> str:
@@ -110,208 +188,203 @@ def _schema_fix(error: str) -> str:
     return f"did you mean {near[0]}?" if near else f"fields of {match[1]}: {', '.join(fields)}"
 
 
-def _check_identity(config: pb.ModelConfig, folder: Path) -> Iterator[Finding]:
-    """The name and the backend."""
-    name = folder.name
-    if config.name and config.name != name:
-        yield Finding(
-            name,
-            ERROR,
-            f"name is {config.name!r}, the folder is {name!r}",
-            f'write name: "{name}", or leave the name out',
-        )
+def _check_backend(config: pb.ModelConfig) -> Iterator[Problem]:
+    """The backend is one that there is."""
     if config.HasField("ensemble_scheduling"):
         return
     if not config.backend and config.platform:
-        if config.platform not in PLATFORMS:
-            near = difflib.get_close_matches(config.platform, PLATFORMS, n=1)
-            fix = f'did you mean platform: "{near[0]}"?' if near else "write backend instead"
-            yield Finding(name, ERROR, f"platform {config.platform!r} is not known", fix)
+        near = difflib.get_close_matches(config.platform, PLATFORMS, n=1)
+        fix = f'did you mean platform: "{near[0]}"?' if near else "write backend instead"
+        yield _error(f"platform {config.platform!r} is not known", fix)
     elif not config.backend:
-        yield Finding(
-            name, ERROR, "no backend is given", f"write backend: one of {', '.join(MODEL_FILES)}"
-        )
+        yield _error("no backend is given", f"write backend: one of {', '.join(MODEL_FILES)}")
     elif config.backend not in MODEL_FILES:
         near = difflib.get_close_matches(config.backend, MODEL_FILES, n=1)
         fix = f'did you mean backend: "{near[0]}"?' if near else f"use {', '.join(MODEL_FILES)}"
-        yield Finding(name, ERROR, f"backend {config.backend!r} is not one of this lab's", fix)
+        yield _error(f"backend {config.backend!r} is not one of this lab's", fix)
 
 
-def _check_tensors(config: pb.ModelConfig, name: str) -> Iterator[Finding]:
-    """Inputs and outputs are there, named, typed and shaped."""
-    for title, tensors in (("input", config.input), ("output", config.output)):
-        if not tensors:
-            yield Finding(
-                name, ERROR, f"no {title} is listed", f"add {title} {{ name, data_type, dims }}"
-            )
-        for tensor in tensors:
-            label = f"{title} {tensor.name!r}"
-            if not tensor.name:
-                yield Finding(name, ERROR, f"an {title} has no name", "name it as the model does")
-            if tensor.data_type == pb.TYPE_INVALID:
-                yield Finding(name, ERROR, f"{label} has no data_type", "add data_type: TYPE_FP32")
-            if not tensor.dims:
-                yield Finding(name, ERROR, f"{label} has no dims", "add dims, without the batch")
-            elif any(size == 0 or size < -1 for size in tensor.dims):
-                yield Finding(
-                    name,
-                    ERROR,
-                    f"{label} has dims {list(tensor.dims)}",
-                    "each size is ≥ 1, or -1 for any",
-                )
-
-
-def _check_labels(config: pb.ModelConfig, folder: Path) -> Iterator[Finding]:
-    """A label file has a line for each class."""
+def _check_labels(config: pb.ModelConfig, folder: Path) -> Iterator[Problem]:
+    """A label file has a line for each class, and nothing but the class in it."""
     for output in config.output:
-        if not output.label_filename:
-            continue
         path = folder / output.label_filename
-        if not path.is_file():
-            yield Finding(
-                folder.name,
-                ERROR,
-                f"label file {output.label_filename} is missing",
-                "write one class per line, in the order of the output",
-            )
+        if not output.label_filename or not path.is_file():
             continue
+        file = output.label_filename
         try:
-            labels = path.read_text(encoding="utf-8").splitlines()
+            text = path.read_bytes().decode("utf-8")
         except UnicodeDecodeError:
-            yield Finding(
-                folder.name,
-                ERROR,
-                f"{output.label_filename} is not UTF-8 text",
-                "write it again as plain text",
-            )
+            yield _error(f"{file} is not UTF-8 text", "write it again as plain text")
             continue
+        for found, what in (("\ufeff", "begins with a byte order mark"), ("\r", "has \\r in it")):
+            if found in text:
+                yield _warning(
+                    f"{file} {what}, which becomes a part of the class",
+                    "save it as UTF-8 without BOM, lines ending in \\n",
+                )
+        labels = text.rstrip("\r\n").split("\n")
         classes = output.dims[-1] if output.dims else -1
         if classes > 0 and len(labels) != classes:
-            yield Finding(
-                folder.name,
-                ERROR,
-                f"{output.label_filename} has {len(labels)} lines, output {output.name!r} has "
-                f"{classes} classes",
+            yield _error(
+                f"{file} has {len(labels)} lines, output {output.name!r} has {classes} classes",
                 f"write exactly {classes} lines",
             )
 
 
-def _check_batching(config: pb.ModelConfig, name: str) -> Iterator[Finding]:
-    """Batching settings agree with each other."""
-    if config.max_batch_size < 0:
-        yield Finding(name, ERROR, f"max_batch_size is {config.max_batch_size}", "use 0 or more")
+def _check_batching(config: pb.ModelConfig) -> Iterator[Problem]:
+    """Batching works as it is meant to."""
     key = "ENABLE_BATCH_PADDING"
-    padded = key in config.parameters and config.parameters[key].string_value.lower() in TRUE_WORDS
+    padded = key in config.parameters and config.parameters[key].string_value.lower() == "yes"
     if config.backend == "openvino" and config.max_batch_size > 0 and not padded:
-        yield Finding(
-            name,
-            WARNING,
+        yield _warning(
             "the openvino backend compiles a static batch when max_batch_size > 0 and refuses "
             "partial ones",
             "use max_batch_size: 0 with dims [-1, …] and several instances",
         )
-    if not config.HasField("dynamic_batching"):
-        return
-    if config.max_batch_size < 1:
-        yield Finding(
-            name,
-            ERROR,
+    if config.HasField("dynamic_batching") and config.max_batch_size == 0:
+        yield _warning(
             "dynamic_batching with max_batch_size 0: Triton has no batch axis to join along",
             "set max_batch_size ≥ 1 and leave the batch out of dims, or drop dynamic_batching",
         )
-    too_large = [
-        size
-        for size in config.dynamic_batching.preferred_batch_size
-        if size > config.max_batch_size
-    ]
-    if too_large:
-        yield Finding(
-            name,
-            ERROR,
-            f"preferred_batch_size {too_large} is above max_batch_size {config.max_batch_size}",
-            "leave preferred_batch_size out",
-        )
 
 
-def _check_resources(config: pb.ModelConfig, name: str, cores: int) -> Iterator[Finding]:
-    """Threads × instances fit the machine, and accelerators exist."""
-    for accelerator in config.optimization.execution_accelerators.cpu_execution_accelerator:
-        if accelerator.name != "openvino":
-            yield Finding(
-                name,
-                ERROR,
-                f"unknown CPU execution accelerator {accelerator.name!r}",
-                'the only one is name: "openvino"',
-            )
+def _check_resources(config: pb.ModelConfig, cores: int) -> Iterator[Problem]:
+    """Threads × instances fit the machine."""
     key = THREAD_PARAMETERS.get(config.backend)
     if key is None:
         return
+    accelerated = config.optimization.execution_accelerators.cpu_execution_accelerator
     threads = 1
-    if key in config.parameters:
-        text = config.parameters[key].string_value
-        if not text.isdecimal() or int(text) < 1:
-            yield Finding(name, ERROR, f"{key} is {text!r}", "write a whole number ≥ 1 in quotes")
-            return
+    text = config.parameters[key].string_value if key in config.parameters else "0"
+    if re.fullmatch(r"0*[1-9]\d*", text):
         threads = int(text)
-    elif not config.optimization.execution_accelerators.cpu_execution_accelerator:
-        yield Finding(
-            name,
-            WARNING,
-            f"no {key}: each instance takes as many threads as there are cores",
+    elif not accelerated:
+        yield _warning(
+            f"{f'{key} is {text!r}' if key in config.parameters else f'no {key}'}: each instance "
+            "takes as many threads as there are cores",
             f'add parameters {{ key: "{key}" value {{ string_value: "1" }} }}',
         )
         threads = cores
-    on_cpu = [g for g in config.instance_group if g.kind != pb.ModelInstanceGroup.KIND_GPU]
     if not config.instance_group:
-        yield Finding(
-            name,
-            WARNING,
+        yield _warning(
             "no instance_group: the number of instances is the backend's own default",
             "add instance_group { count: 1 kind: KIND_CPU }",
         )
+    on_cpu = [g for g in config.instance_group if g.kind != pb.ModelInstanceGroup.KIND_GPU]
     instances = sum(max(group.count, 1) for group in on_cpu)
     if instances and threads * instances > cores:
-        yield Finding(
-            name,
-            WARNING,
+        yield _warning(
             f"{threads} threads × {instances} instances = {threads * instances}, on {cores} cores",
             "threads × instances ≤ cores, or they take turns",
         )
 
 
-def _check_versions(config: pb.ModelConfig, folder: Path) -> Iterator[Finding]:
-    """There is a version, and each version's file fits the configuration."""
-    if config.HasField("ensemble_scheduling") or config.backend not in MODEL_FILES:
+def _check_ignored(config: pb.ModelConfig) -> Iterator[Problem]:
+    """Nothing is misspelt: the backends ignore in silence what they do not know."""
+    known = KNOWN_PARAMETERS.get(config.backend, ())
+    for key in sorted(config.parameters):
+        if known and key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            fix = f"did you mean {near[0]}?" if near else f"it knows {', '.join(known)}"
+            yield _warning(f"unknown parameter {key!r}, which the backend ignores", fix)
+    level = config.optimization.graph.level
+    if config.backend == "onnxruntime" and level not in GRAPH_LEVELS:
+        yield _warning(
+            f"optimization.graph.level is {level}, which is taken as 0",
+            f"write one of {', '.join(map(str, GRAPH_LEVELS))}",
+        )
+
+
+def _check_steps(config: pb.ModelConfig, folder: Path) -> Iterator[Problem]:
+    """Each step of an ensemble is a model of this repository."""
+    for number, step in enumerate(config.ensemble_scheduling.step, 1):
+        if not is_model(folder.parent / step.model_name):
+            yield _error(
+                f"ensemble {folder.name!r} contains models that are not available: step {number} "
+                f"is {step.model_name!r}",
+                f"put {step.model_name}/ into this repository, or correct the name",
+            )
+
+
+def _check_versions(config: pb.ModelConfig, folder: Path, runtime: str) -> Iterator[Problem]:
+    """A version is served, and its file fits the configuration."""
+    if config.backend not in MODEL_FILES:
         return
     filename = config.default_model_filename or MODEL_FILES[config.backend]
-    versions = [v for v in folder.iterdir() if v.is_dir() and re.fullmatch(r"[1-9]\d*", v.name)]
+    versions = served_versions(config, folder)
     if not versions:
-        yield Finding(
-            folder.name,
-            ERROR,
-            "no version folder",
-            f"put the model at {folder.name}/1/{filename}",
+        there = [p.name for p in folder.iterdir() if p.is_dir() and p.name.isdecimal()]
+        yield _error(
+            "no version folder: at least one version must be available under the version policy "
+            f"of model '{folder.name}', and there is {', '.join(there) or 'none'}",
+            f"put the model at {folder.name}/1/{filename}, and name it in version_policy",
         )
-    for version in sorted(versions, key=lambda v: int(v.name)):
+    for version in versions:
         path = version / filename
         if not path.exists():
-            yield Finding(
-                folder.name,
-                ERROR,
-                f"{version.name}/{filename} is missing",
-                _wrong_file_fix(version, filename),
+            yield _error(
+                f"{version.name}/{filename} is missing", _wrong_file_fix(version, filename)
             )
-            continue
-        try:
-            signature = read_signature(path)
-        except UnreadableModel as error:
-            yield Finding(folder.name, ERROR, f"{version.name}/{error}", "export the model again")
-            continue
-        if signature is not None:
-            yield from check_signature(config, folder.name, signature)
+        elif config.backend in KNOWN_PARAMETERS:
+            yield from _check_file(config, path, runtime)
 
 
 def _wrong_file_fix(version: Path, filename: str) -> str:
     """Say what to do about a missing model file: rename what is there, or export."""
     others = sorted(entry.name for entry in version.iterdir() if entry.is_file())
     return f"found {', '.join(others)}: rename it" if others else f"export the model to {filename}"
+
+
+def _check_file(config: pb.ModelConfig, path: Path, runtime: str) -> Iterator[Problem]:
+    """A model file fits its configuration, as the backend that serves it decides."""
+    version = path.parent
+    if path.suffix == ".onnx" and path.is_file():
+        yield from _check_age(path, runtime)
+    try:
+        verify(config, version, runtime == "native")
+    except ConfigError as error:
+        fix = error.fix or "correct it"
+        yield _error(f"{version.name}: {error.words}", fix)
+    except Exception as error:  # an engine's own: each has error types of its own
+        words = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        yield _error(f"{version.name}: {words}", "export it again")
+
+
+def verify(config: pb.ModelConfig, version: Path, native: bool) -> None:
+    """Hold a configuration against its model file, as the backend does when it loads it.
+
+    Raises:
+        ConfigError: The backend would refuse it, or answer wrongly.
+    """
+    engine = importlib.import_module(f"labkit.backends.{config.backend}.engine")
+    fields = json_format.MessageToDict(config, preserving_proto_field_name=True)
+    settings = _settings(fields, version, native)
+    completed = engine.completed(settings)
+    engine.verify(_settings(fields | completed, version, native) if completed else settings)
+
+
+def _settings(fields: dict[str, Any], version: Path, native: bool) -> Settings:
+    args = {
+        "model_config": json.dumps(fields),
+        "model_name": version.parent.name,
+        "model_repository": str(version.parent),
+        "model_version": version.name,
+    }
+    return Settings(args, native)
+
+
+def _check_age(path: Path, runtime: str) -> Iterator[Problem]:
+    """The official container's ONNX Runtime reads the file, which is older than this one's."""
+    versions = onnx_versions(path)
+    severity = ERROR if runtime == "container" else WARNING
+    for what, found, limit, fix in (
+        ("ONNX IR version", versions[0], MAX_IR_VERSION, "export with IR version ≤ 10"),
+        ("opset", versions[1], MAX_OPSET, "export with opset_version=17"),
+    ):
+        if found > limit:
+            yield Problem(
+                severity,
+                f"the file has {what} {found}; the ONNX Runtime of the official container reads "
+                f"up to {limit}",
+                fix,
+            )

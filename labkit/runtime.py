@@ -1,7 +1,7 @@
 """Run a model file in this process, whatever its format: one type for all, threads explicit."""
 
+import logging
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,19 +13,11 @@ from numpy.typing import NDArray
 
 from labkit.data import IMAGE_SHAPE, preprocess
 from labkit.errors import LabError
+from labkit.torchscript import open_torchscript, quiet_torchscript
 
 Floats = NDArray[np.float32]
 
 WARM_UP_CALLS = 3  # TorchScript specializes during its first two calls
-
-
-# How PyTorch's notices begin that TorchScript, its ONNX exporter and eager quantization are
-# superseded.
-_SUPERSEDED = (
-    r"`?torch\.(jit|ao|quantize_per_tensor)\b",
-    "You are using the legacy TorchScript-based ONNX export",
-    "The feature will be removed. Please remove usage of this function",
-)
 
 
 class RunnerError(LabError):
@@ -44,18 +36,26 @@ class Runner(Protocol):
 
 
 @contextmanager
-def quiet_torchscript() -> Iterator[None]:
-    """Silence the notices that TorchScript and eager quantization are superseded.
+def quiet_quantizers() -> Iterator[None]:
+    """Hold back what ONNX Runtime's and NNCF's quantizers log, which is advice, and progress bars.
 
-    Triton's PyTorch backend loads TorchScript and nothing else, so the lab uses these functions
-    knowingly, and a student can do nothing about the notice. Only that family of notices is
-    silenced: TracerWarning, which tells of a wrong trace, still shows.
+    NNCF's progress bars have no switch and go to rich's global console.
     """
-    with warnings.catch_warnings():
-        for message in _SUPERSEDED:
-            for category in (FutureWarning, DeprecationWarning, UserWarning):
-                warnings.filterwarnings("ignore", message, category)
+    import rich
+
+    root = logging.getLogger()
+    console, level = rich.get_console(), root.level
+    former = vars(console)
+    root.setLevel(logging.ERROR)
+    # Not nncf.set_log_level: that also silences handlers which others have put there.
+    logging.getLogger("nncf").setLevel(logging.ERROR)
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # looks for CUDA
+    rich.reconfigure(quiet=True, force_jupyter=False)
+    try:
         yield
+    finally:
+        root.setLevel(level)
+        console.__dict__ = former
 
 
 class TorchScriptRunner:
@@ -73,12 +73,9 @@ class TorchScriptRunner:
 
         self.name, self.threads, self._torch = path.name, threads, torch
         try:
-            with quiet_torchscript():
-                # Quantized tensors warn once per process, from C++ past Python's filters when
-                # a file is loaded; made here, the first one warns where it is silenced.
-                torch.quantize_per_tensor(torch.zeros(1), 1.0, 0, torch.qint8)
-                module = torch.jit.load(path, map_location="cpu").eval()
-                if optimize:
+            module = open_torchscript(path)
+            if optimize:
+                with quiet_torchscript():
                     module = torch.jit.optimize_for_inference(module)
         except RuntimeError as error:
             raise RunnerError(f"{path.name} is not a TorchScript file: {_first(error)}") from error
@@ -121,14 +118,14 @@ class OnnxRunner:
 class OpenVinoRunner:
     """Runs an OpenVINO IR with the CPU plugin."""
 
-    def __init__(self, path: Path, threads: int = 1, precision: str = "f32") -> None:
+    def __init__(self, path: Path, threads: int = 1, precision: str | None = "f32") -> None:
         """Load the file.
 
         Args:
             path: The `.xml`; the `.bin` lies beside it.
             threads: Threads of one call, all in one stream.
-            precision: Of what is not quantized. OpenVINO's own choice on a CPU with AMX is bf16,
-                which would compare unlike things.
+            precision: Of what is not quantized. None for OpenVINO's own choice, bf16 on a
+                processor that multiplies in it, which would compare unlike things.
         """
         import openvino
 
@@ -137,8 +134,9 @@ class OpenVinoRunner:
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": precision,
         }
+        if precision is not None:
+            settings["INFERENCE_PRECISION_HINT"] = precision
         try:
             self._model = openvino.Core().compile_model(str(path), "CPU", settings)
         except RuntimeError as error:

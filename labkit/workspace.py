@@ -18,6 +18,8 @@ LAB_WORKSPACE = "runs/lab"
 # Which notebook makes which artifact: the data flow of the lab, in one place.
 MADE_BY: dict[str, str] = {
     "splits.json": "01_data",
+    "statistics.json": "01_data",
+    "network.py": "02_train",
     "checkpoint.pt": "02_train",
     "history.json": "02_train",
     "model.pt": "03_export",
@@ -33,6 +35,7 @@ MADE_BY: dict[str, str] = {
     "configure.json": "05_configure",
     "query.json": "06_serve",
     "tune.json": "07_tune",
+    "pipeline.json": "10_pipeline",
     "report.json": "08_report",
     "report.html": "08_report",
 }

@@ -1,7 +1,7 @@
 """Which tests may be skipped: where CI names a need in LABKIT_REQUIRE, its absence is a failure.
 
-A test says what it needs with a marker (``triton``, ``data``, ``browser``, ``compose``, ``docker``,
-``gpu``, ``sandbox``, ``nginx``, ``prometheus``); the folder adds its own.
+A test says what it needs with a marker (``triton``, ``native``, ``data``, ``browser``, ``compose``,
+``docker``, ``gpu``, ``sandbox``, ``nginx``, ``prometheus``); the folder adds its own.
 ``LABKIT_REQUIRE=triton,data`` turns a skip into a failure when everything the test needs is
 promised there, so that CI cannot be green because nothing ran.
 """
@@ -15,8 +15,23 @@ from pathlib import Path
 
 import pytest
 
+# Before the first import of torch: in several processes on few cores, threads that spin until their
+# turn comes take most of the time.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 NEEDS = frozenset(
-    {"triton", "data", "browser", "compose", "docker", "gpu", "sandbox", "nginx", "prometheus"}
+    {
+        "triton",
+        "native",
+        "data",
+        "browser",
+        "compose",
+        "docker",
+        "gpu",
+        "sandbox",
+        "nginx",
+        "prometheus",
+    }
 )
 FOLDER_NEEDS = {
     "server": frozenset({"triton"}),
@@ -30,6 +45,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # send it need the usual behaviour wherever they run.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    config.addinivalue_line("markers", "native: needs what `labkit triton build` makes")
     config.addinivalue_line("markers", "compose: needs docker-compose, no engine")
     config.addinivalue_line("markers", "docker: needs a running container engine")
     config.addinivalue_line("markers", "gpu: needs an NVIDIA GPU")

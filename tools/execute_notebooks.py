@@ -15,6 +15,8 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
+from labkit.chain import PRACTICE, STAGES
+
 ROOT = Path(__file__).resolve().parents[1]
 CELL_TIMEOUT_S = 3_600
 # What a reader on the web must not find: paths of a person's machine, warnings, progress bars.
@@ -69,8 +71,7 @@ def main() -> int:
         os.environ.pop(name, None)
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
     wanted = sys.argv[1:]
-    paths = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
-    for path in paths:
+    for path in [ROOT / "notebooks" / f"{name}.ipynb" for name in (*STAGES, *PRACTICE)]:
         if wanted and path.stem[:2] not in wanted:
             continue
         begin = time.monotonic()

@@ -1,7 +1,12 @@
-"""A model's configuration as a stand-in reads it: every setting is honoured or refused by name."""
+"""A model's configuration as a stand-in and `labkit check` read it: one reading, Triton's words.
+
+A message begins with what the native backend says, word for word, so that a search for it finds
+something; what to do follows an arrow.
+"""
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +28,12 @@ DTYPES: dict[str, Any] = {
     "TYPE_FP64": np.float64,
     "TYPE_STRING": np.object_,
 }
+INVALID, INTERNAL, UNAVAILABLE, UNSUPPORTED = (
+    "Invalid argument",
+    "Internal",
+    "Unavailable",
+    "Unsupported",
+)
 
 
 class Engine(Protocol):
@@ -40,8 +51,23 @@ class RequestError(ValueError):
     """A request that the model cannot take: the caller's fault, not the server's."""
 
 
+class EngineError(RuntimeError):
+    """What an engine said, in the native backend's words."""
+
+
 class ConfigError(ValueError):
-    """A configuration that this stand-in cannot serve: got, expected, and where."""
+    """A configuration that cannot be served.
+
+    Attributes:
+        words: What the native backend says, or what the stand-in says where that one says nothing.
+        fix: What to do.
+        kind: Triton's word for the kind of error.
+        ours: Whether the native backend loads this, and crashes or answers wrongly later.
+    """
+
+    def __init__(self, words: str, fix: str = "", kind: str = INVALID, ours: bool = False) -> None:
+        super().__init__(f"{words} → {fix}" if fix else words)
+        self.words, self.fix, self.kind, self.ours = words, fix, kind, ours
 
 
 @dataclass(frozen=True)
@@ -51,7 +77,8 @@ class Tensor:
     Attributes:
         name: Name of the tensor.
         dtype: Triton's name of the data type, such as `TYPE_FP32`; None where the file has none.
-        shape: Full shape with the batch axis, -1 where variable; None where the file has none.
+        shape: Of a file: full shape, -1 where variable; None where the file has none. Of a
+            configuration: without the batch axis, after Triton's reshape.
         optional: Whether a request may leave this input out.
         aliases: Further names that a model file has for the same tensor.
     """
@@ -61,193 +88,116 @@ class Tensor:
     shape: tuple[int, ...] | None
     optional: bool = False
     aliases: tuple[str, ...] = ()
-
-    @property
-    def numpy_dtype(self) -> Any:
-        """The numpy type of the elements; `object` for strings."""
-        return DTYPES[str(self.dtype)]
+    ragged: bool = False
 
 
-def fits(mine: Sequence[int], theirs: Sequence[int]) -> bool:
-    """Say whether two shapes agree; -1 agrees with every size."""
-    return len(mine) == len(theirs) and all(
-        a == b or a == -1 or b == -1 for a, b in zip(mine, theirs, strict=True)
-    )
+@dataclass(frozen=True)
+class Signature:
+    """Inputs and outputs of a model file; ONNX has inputs with a value of their own, too."""
+
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    initializers: tuple[Tensor, ...] = ()
 
 
 class Settings:
-    """The parts of a model's configuration that a stand-in needs."""
+    """The parts of a model's configuration that a backend needs."""
 
-    def __init__(self, args: Mapping[str, str]) -> None:
+    def __init__(self, args: Mapping[str, str], native: bool = False) -> None:
+        """Read a configuration.
+
+        Args:
+            args: As Triton gives them to a Python-based backend.
+            native: Whether a native backend serves it, which also does what a stand-in refuses.
+        """
+        self.native = native
         self.config: dict[str, Any] = json.loads(args["model_config"])
         self.model = args["model_name"]
         self.folder = Path(args["model_repository"]) / args["model_version"]
-        self.instance = args["model_instance_name"]
+        self.instance = args.get("model_instance_name", self.model)
         self.max_batch_size = int(self.config.get("max_batch_size", 0))
+        self.batched = self.max_batch_size > 0
         self.parameters = {
-            key: value["string_value"] for key, value in self.config.get("parameters", {}).items()
+            key: value.get("string_value", "")
+            for key, value in self.config.get("parameters", {}).items()
         }
         self.inputs = [self._tensor(entry) for entry in self.config.get("input", [])]
         self.outputs = [self._tensor(entry) for entry in self.config.get("output", [])]
-        self._refuse_unsupported(args)
+        if not native:
+            self._refuse_unsupported()
 
-    def error(self, message: str) -> ConfigError:
-        """Return an error that names the model first."""
-        return ConfigError(f"model '{self.model}': {message}")
-
-    def file(self, default: str) -> Path:
+    def file(self, default: str, missing: str, kind: str, ours: bool = False) -> Path:
         """Return the model file: `default_model_filename`, else the backend's default.
+
+        Args:
+            default: Name of the file where the configuration has none.
+            missing: The native backend's words where it is not there; may hold `{path}`.
+            kind: Of that error.
+            ours: Whether the native backend ends the server there.
 
         Raises:
             ConfigError: The file is not there.
         """
         path = self.folder / (self.config.get("default_model_filename") or default)
-        if not path.is_file():
-            present = sorted(entry.name for entry in self.folder.iterdir())
-            raise self.error(
-                f"no file {path.name} in version folder {self.folder.name}, which holds "
-                f"{', '.join(present) or 'nothing'}; add it, or name the file in "
-                "default_model_filename"
+        if not path.exists():
+            present = sorted(e.name for e in self.folder.iterdir()) if self.folder.is_dir() else []
+            raise ConfigError(
+                missing.format(path=path, model=self.model),
+                f"add {path.name} to version folder {self.folder.name}, which holds "
+                f"{', '.join(present) or 'nothing'}, or name the file in default_model_filename",
+                kind,
+                ours,
             )
         return path
 
-    def check_parameters(self, known: Collection[str], elsewhere: Mapping[str, str]) -> None:
-        """Refuse parameters that this stand-in does not honour.
-
-        Args:
-            known: Names that are honoured.
-            elsewhere: Names that the native backend knows and this one refuses → why.
-        """
-        for name in self.parameters:
-            if name in elsewhere:
-                raise self.error(f"parameter '{name}' is not supported: {elsewhere[name]}")
-            if name not in known:
-                raise self.error(
-                    f"unknown parameter '{name}', expected one of {', '.join(sorted(known))}"
-                )
-
-    def integer(self, name: str, minimum: int = 0) -> int | None:
-        """Return an integer parameter, or None when it is not set."""
-        text = self.parameters.get(name)
-        if text is None:
-            return None
-        try:
-            value = int(text)
-        except ValueError:
-            value = minimum - 1
-        if value < minimum:
-            raise self.error(
-                f"parameter '{name}' is {text!r}, expected an integer of {minimum} or more"
-            )
-        return value
-
-    def boolean(self, name: str, default: bool) -> bool:
-        """Return a boolean parameter; Triton takes true/false, yes/no, on/off, 1/0."""
+    def integer(self, name: str, default: int = 0) -> int:
+        """Return an integer parameter, as C++ reads one: from the digits that it begins with."""
         text = self.parameters.get(name)
         if text is None:
             return default
-        if text.lower() in ("true", "yes", "on", "1"):
-            return True
-        if text.lower() in ("false", "no", "off", "0"):
-            return False
-        raise self.error(f"parameter '{name}' is {text!r}, expected true or false")
+        number = re.match(r"\s*[+-]?\d+", text)
+        if number is None:
+            raise ConfigError(
+                f"failed to convert '{text}' to integral number", f"write {name} as a whole number"
+            )
+        return int(number[0])
 
-    def choice(self, name: str, allowed: Collection[str]) -> str | None:
-        """Return a parameter that is one of a few words, or None when it is not set."""
+    def boolean(self, name: str, default: bool) -> bool:
+        """Return a boolean parameter as Triton reads one."""
         text = self.parameters.get(name)
-        if text is not None and text not in allowed:
-            raise self.error(
-                f"parameter '{name}' is {text!r}, expected one of {', '.join(allowed)}"
-            )
-        return text
-
-    def match(
-        self,
-        kind: str,
-        configured: Collection[Tensor],
-        found: Collection[Tensor],
-        file: str,
-        need_all: bool,
-    ) -> None:
-        """Hold the configured tensors against those of the model file.
-
-        Args:
-            kind: `input` or `output`, for the messages.
-            configured: Tensors of config.pbtxt.
-            found: Tensors of the model file.
-            file: Name of the model file, for the messages.
-            need_all: Whether the configuration must list every tensor of the file.
-
-        Raises:
-            ConfigError: A name, data type or shape differs; the message says got and expected.
-        """
-        by_name = {name: tensor for tensor in found for name in (tensor.name, *tensor.aliases)}
-        names = ", ".join(f"'{tensor.name}'" for tensor in found)
-        if not configured:
-            raise self.error(f"config.pbtxt lists no {kind}, expected {names} as in {file}")
-        for tensor in configured:
-            if tensor.name not in by_name:
-                raise self.error(
-                    f"config.pbtxt has {kind} '{tensor.name}', which is not in {file}; "
-                    f"expected {names}"
-                )
-            self._match_one(kind, tensor, by_name[tensor.name], file)
-        listed = [by_name[tensor.name].name for tensor in configured]
-        if twice := sorted(name for name in set(listed) if listed.count(name) > 1):
-            raise self.error(f"config.pbtxt lists {kind} {', '.join(twice)} of {file} twice")
-        missing = {tensor.name for tensor in found} - set(listed)
-        if need_all and missing:
-            raise self.error(
-                f"config.pbtxt lacks {kind} {', '.join(sorted(missing))}, which {file} needs"
-            )
-
-    def _match_one(self, kind: str, tensor: Tensor, found: Tensor, file: str) -> None:
-        if found.dtype is not None and found.dtype != tensor.dtype:
-            raise self.error(
-                f"{kind} '{tensor.name}' is {tensor.dtype} in config.pbtxt, expected {found.dtype} "
-                f"as in {file}"
-            )
-        if found.shape is None or tensor.shape is None:
-            return
-        if self.max_batch_size > 0 and found.shape and found.shape[0] not in (-1, None):
-            raise self.error(
-                f"max_batch_size is {self.max_batch_size}, but {kind} '{tensor.name}' of {file} "
-                f"has the fixed first dimension {found.shape[0]}, expected a variable one: export "
-                "the model with a dynamic batch axis, or set max_batch_size: 0"
-            )
-        if not fits(tensor.shape, found.shape):
-            batch = self.max_batch_size > 0
-            note = " (dims without the batch axis, because max_batch_size > 0)" if batch else ""
-            raise self.error(
-                f"{kind} '{tensor.name}' has dims {list(tensor.shape[batch:])} in config.pbtxt, "
-                f"expected {list(found.shape[batch:])} as in {file}{note}"
-            )
+        if text is None:
+            return default
+        if text.lower() in ("true", "on", "1"):
+            return True
+        if text.lower() in ("false", "off", "0"):
+            return False
+        raise ConfigError(f"failed to convert '{text}' to boolean", f"write {name} true or false")
 
     def _tensor(self, entry: Mapping[str, Any]) -> Tensor:
-        name, dtype = entry["name"], entry["data_type"]
-        if dtype not in DTYPES:
-            raise self.error(
-                f"tensor '{name}' is {dtype}, which has no numpy type; expected one of "
-                f"{', '.join(DTYPES)}"
-            )
-        if entry.get("allow_ragged_batch"):
-            raise self.error(f"tensor '{name}': allow_ragged_batch is not supported")
-        dims = entry["reshape"].get("shape", []) if "reshape" in entry else entry["dims"]
-        shape = tuple(int(size) for size in dims)  # what the model sees, after Triton's reshape
-        if self.max_batch_size > 0:
-            shape = (-1, *shape)
-        return Tensor(name, dtype, shape, bool(entry.get("optional")))
+        dims = entry["reshape"].get("shape", []) if "reshape" in entry else entry.get("dims", [])
+        return Tensor(
+            entry["name"],
+            entry.get("data_type"),
+            tuple(int(size) for size in dims),
+            bool(entry.get("optional")),
+            ragged=bool(entry.get("allow_ragged_batch")),
+        )
 
-    def _refuse_unsupported(self, args: Mapping[str, str]) -> None:
-        if args["model_instance_kind"] != "CPU":
-            raise self.error(
-                f"instance kind is {args['model_instance_kind']}, expected KIND_CPU: the stand-in "
-                "backends compute on the CPU"
-            )
-        refused = [field for field in ("batch_input", "batch_output") if self.config.get(field)]
-        if "sequence_batching" in self.config:
-            refused.append("sequence_batching")
-        if refused:
-            raise self.error(f"{refused[0]} is not supported by the stand-in backends")
-        if self.config.get("model_transaction_policy", {}).get("decoupled"):
-            raise self.error("a decoupled model is not supported by the stand-in backends")
+    def _refuse_unsupported(self) -> None:
+        """Refuse what native backends do and a stand-in does not."""
+        sequence = self.config.get("sequence_batching", {})
+        refused = {
+            "batch_input": self.config.get("batch_input"),
+            "batch_output": self.config.get("batch_output"),
+            "sequence_batching with control_input or state": sequence.get("control_input")
+            or sequence.get("state"),
+            "a decoupled model": self.config.get("model_transaction_policy", {}).get("decoupled"),
+        }
+        for what, there in refused.items():
+            if there:
+                raise ConfigError(
+                    f"model '{self.model}': {what} is not supported by the stand-in backends, "
+                    "which answer each request once, by itself",
+                    "leave it out, or serve with native backends",
+                    UNSUPPORTED,
+                )

@@ -1,17 +1,92 @@
 """What the three stand-in backends share: batching, splitting, and an answer for every request."""
 
+import functools
+import itertools
+import json
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils  # exists inside Triton's Python stub only
 
-from labkit.backends.settings import Engine, RequestError, Settings
+from labkit.backends.settings import (
+    DTYPES,
+    INTERNAL,
+    ConfigError,
+    Engine,
+    EngineError,
+    RequestError,
+    Settings,
+)
 
 Arrays = dict[str, np.ndarray]
 Answer = Arrays | Exception
+
+
+def quietly(call: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return a function, good for one call, that raises what `call` raises, without a traceback.
+
+    The stub sends the traceback of an exception to the client. One that is raised by functions
+    written in C has none: a generator that has ended raises what is thrown into it, and adds no
+    frame of its own.
+    """
+    errors: list[Exception] = []
+    ended = (item for item in ())
+    next(ended, None)
+
+    def attempt(argument: Any, _: None) -> Any:
+        try:
+            return call(argument)
+        except Exception as error:
+            errors.append(_in_tritons_words(error))
+
+    steps = itertools.chain([None], map(ended.throw, errors))
+    return functools.partial(functools.reduce, attempt, steps)
+
+
+def _in_tritons_words(error: Exception) -> Exception:
+    """Return an error whose class is called as Triton calls its kind: the stub shows both."""
+    if not isinstance(error, ConfigError | EngineError):
+        traceback.print_exception(error)
+    kind = error.kind if isinstance(error, ConfigError) else INTERNAL
+    return type(kind, (Exception,), {})(str(error))
+
+
+def _complete(complete: Callable[[Settings], dict[str, Any]], config: Any) -> Any:
+    """Complete a configuration object of the stub, which says neither where the model lies."""
+    fields = config.as_dict()
+    if fields.get("input") and fields.get("output"):
+        return config
+    file = Path(Path("/proc/self/cmdline").read_bytes().split(b"\0")[1].decode())
+    settings = Settings(
+        {
+            "model_config": json.dumps(fields),
+            "model_name": fields["name"],
+            "model_repository": str(file.parent.parent),
+            "model_version": file.parent.name,
+        }
+    )
+    added = complete(settings)
+    if "max_batch_size" in added:
+        config.set_max_batch_size(added["max_batch_size"])
+    if "dynamic_batching" in added:
+        config.set_dynamic_batching()
+    for entry in added.get("input", []):
+        config.add_input(entry)
+    for entry in added.get("output", []):
+        config.add_output(entry)
+    return config
+
+
+class ClassProperty(property):
+    """A property of the class itself: Triton completes a configuration without an instance."""
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        assert self.fget is not None
+        return self.fget(owner)
 
 
 class StandIn:
@@ -21,29 +96,61 @@ class StandIn:
         """Load the model file; raise when it does not fit its configuration."""
         raise NotImplementedError
 
-    def initialize(self, args: Mapping[str, str]) -> None:
+    @staticmethod
+    def complete(settings: Settings) -> dict[str, Any]:
+        """Return what the native backend adds to a configuration."""
+        return {}
+
+    @ClassProperty
+    def auto_complete_config(self: Any) -> Callable[[Any], Any]:
+        """Add inputs, outputs and batching to a configuration without (called by Triton once)."""
+        return quietly(functools.partial(_complete, self.complete))
+
+    @property
+    def initialize(self) -> Callable[[Any], Any]:
         """Load one instance of the model (called by Triton once)."""
+        return quietly(self._initialize)
+
+    def _initialize(self, args: Mapping[str, str]) -> None:
         self.settings = Settings(args)
         self.engine = self.load(self.settings)
         self._batched = self.settings.max_batch_size > 0
         self._outputs = [tensor.name for tensor in self.settings.outputs]
-        self._dtypes = {tensor.name: tensor.numpy_dtype for tensor in self.settings.outputs}
+        self._dtypes = {tensor.name: DTYPES[str(tensor.dtype)] for tensor in self.settings.outputs}
+        self._strings = {t.name for t in self.settings.inputs if t.dtype == "TYPE_STRING"}
         self._buffers: Arrays = {}
 
-    def execute(self, requests: Sequence[Any]) -> list[Any]:
+    @property
+    def execute(self) -> Callable[[Any], list[Any]]:
         """Answer every request (called by Triton with what its batcher put together)."""
-        inputs = [{t.name(): t.as_numpy() for t in request.inputs()} for request in requests]
+        return quietly(self._execute)
+
+    def _execute(self, requests: Sequence[Any]) -> list[Any]:
+        inputs = [{t.name(): self._to_numpy(t) for t in request.inputs()} for request in requests]
         answers: dict[int, Answer] = {}
         groups = self._groups(inputs)
         for group in groups:
             wanted = self._wanted([requests[index] for index in group])
             # An engine may use the memory of its outputs again, so only a lone run may lend it.
             answers |= self._answer(inputs, group, wanted, lend=len(groups) == 1)
+        errors = [e for e in answers.values() if isinstance(e, Exception)]
+        if len(errors) == len(requests) and not any(isinstance(e, RequestError) for e in errors):
+            # Triton counts a batch as failed where its execution fails, not where its answers do.
+            raise EngineError(self._told(errors[0]))
         return [self._response(request, answers[index]) for index, request in enumerate(requests)]
 
     def finalize(self) -> None:
         """Let the model go (called by Triton before the process ends)."""
         del self.engine
+
+    def _to_numpy(self, tensor: Any) -> np.ndarray:
+        """Return a tensor of Triton's: a read-only view of its memory, which no engine may keep.
+
+        By DLPack, which does not depend on numpy's layout: the stub of Triton's wheel predates
+        numpy 2. Strings cannot cross by it; where the stub would garble them, the server refuses
+        the model before it starts.
+        """
+        return tensor.as_numpy() if tensor.name() in self._strings else np.from_dlpack(tensor)
 
     def _groups(self, inputs: Sequence[Arrays]) -> list[list[int]]:
         """Return which requests can run together: those whose shapes agree beyond the batch."""
@@ -118,17 +225,18 @@ class StandIn:
         )
 
     def _error(self, error: Exception) -> Any:
-        """Log an error, and say whose fault it is: the request's, or the model's and its engine's.
-
-        A client may mend a request; of a failure of ours it is told in a line, and the log in full.
-        """
-        message = f"{self.settings.model}: {error}"
+        """Return what a client is told, and whose fault it was: the request's, or the server's."""
+        code = pb_utils.TritonError.INTERNAL
         if isinstance(error, RequestError):
-            print(f"request refused: {message}", file=sys.stderr, flush=True)
-            return pb_utils.TritonError(message, pb_utils.TritonError.INVALID_ARG)
-        trace = "".join(traceback.format_exception(error))
-        print(f"inference failed: {message}\n{trace}", file=sys.stderr, flush=True)
-        return pb_utils.TritonError(message, pb_utils.TritonError.INTERNAL)
+            code = pb_utils.TritonError.INVALID_ARG
+        return pb_utils.TritonError(self._told(error), code)
+
+    def _told(self, error: Exception) -> str:
+        """Log an error, and return the engine's own words: nothing of Python reaches a client."""
+        print(f"{self.settings.model}: request failed: {error}", file=sys.stderr, flush=True)
+        if not isinstance(error, RequestError | EngineError):
+            traceback.print_exception(error)
+        return str(error)
 
 
 def _rows(arrays: Arrays) -> int:

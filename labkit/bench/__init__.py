@@ -11,7 +11,7 @@ The load comes from this machine and competes with the server for its cores: com
 within one run, and do not read the figures as the server's own limit.
 """
 
-from labkit.bench.loops import closed_loop, open_loop, poisson_schedule, repeat
+from labkit.bench.loops import closed_loop, in_turn, poisson_schedule, repeat
 from labkit.bench.memory import InstanceMemory, instance_memory
 from labkit.bench.results import BenchError, LoadResult, Percentiles, Repeated, ServerSplit
 from labkit.bench.target import LoadOptions, random_inputs, require_loopback
@@ -25,8 +25,8 @@ __all__ = [
     "Repeated",
     "ServerSplit",
     "closed_loop",
+    "in_turn",
     "instance_memory",
-    "open_loop",
     "poisson_schedule",
     "random_inputs",
     "repeat",

@@ -1,4 +1,4 @@
-"""The two kinds of load, and repetition in turn."""
+"""Closed and open loop in an event loop of their own, and repetition in turn."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from labkit.bench.results import BenchError, LoadResult, Percentiles, Repeated, ServerSplit
+from labkit.bench.results import BenchError, LoadResult, Repeated, ServerSplit
 from labkit.bench.senders import GrpcSender, HttpSender, Sender
 from labkit.bench.target import DEFAULTS, MAX_SECONDS, LoadOptions, Target, within
 
@@ -24,7 +24,7 @@ Key = TypeVar("Key")  # whatever names a case
 Value = TypeVar("Value")
 ERROR_PAUSE_S = 0.01  # a refused request returns at once: without a pause errors would be a flood
 STATISTICS_WAIT_S = 0.5  # Triton books a request just after its answer has left
-MAX_CONCURRENCY, MAX_RATE_PER_S = 256, 20_000.0
+MAX_CONCURRENCY = 256
 
 
 def repeat(
@@ -97,44 +97,7 @@ def closed_loop(
         return await outcome.finish(sender, before)
 
     outcome = run_load(target, load, connections=clients)
-    return outcome.result(target, seconds, clients=clients)
-
-
-def open_loop(
-    url: str,
-    model: str,
-    *,
-    rate_per_s: float,
-    batch: int = 1,
-    seconds: float = 2.0,
-    options: LoadOptions = DEFAULTS,
-) -> LoadResult:
-    """Send requests at random moments, `rate_per_s` on average, whether or not answers come.
-
-    Args:
-        url: `host:port` on this machine, of the endpoint that `options.protocol` names.
-        model: Name in the repository.
-        rate_per_s: Requests per second; the gaps are exponential (a Poisson process).
-        batch: Images per request.
-        seconds: How long requests are sent; the last answers are waited for.
-        options: Protocol, warm-up, limits.
-
-    Raises:
-        BenchError: the load is refused here, or no request was answered.
-    """
-    within("rate_per_s", rate_per_s, 0.01, MAX_RATE_PER_S)
-    within("seconds", seconds, 0.01, MAX_SECONDS)
-    target = Target.prepare(url, model, batch, options)
-    due_s = poisson_schedule(rate_per_s, seconds, options.seed)[: options.max_requests]
-
-    async def load(sender: Sender) -> Asked:
-        await ask_in_turn(sender, 1, options.warmup_s, options.max_requests)
-        before = await _settled_statistics(sender)
-        outcome = await ask_on_schedule(sender, due_s, options.max_in_flight)
-        return await outcome.finish(sender, before)
-
-    outcome = run_load(target, load, connections=options.max_in_flight)
-    return outcome.result(target, seconds, rate_per_s=rate_per_s)
+    return outcome.result(target, seconds, clients)
 
 
 def poisson_schedule(rate_per_s: float, seconds: float, seed: int = 0) -> NDArray[np.float64]:
@@ -178,13 +141,7 @@ class Asked:
                 return self
             await asyncio.sleep(0.01)
 
-    def result(
-        self,
-        target: Target,
-        seconds: float,
-        clients: int | None = None,
-        rate_per_s: float | None = None,
-    ) -> LoadResult:
+    def result(self, target: Target, seconds: float, clients: int) -> LoadResult:
         """Summarize, or say why there is nothing to summarize."""
         if not self.samples_ms or self.server is None:
             what = "; ".join(f"{n} × {kind}" for kind, n in self.errors.most_common(3))
@@ -193,18 +150,15 @@ class Asked:
             logger.warning("%s: %d requests failed", target.model, self.errors.total())
         return LoadResult(
             model=target.model,
-            protocol=target.options.protocol,
             batch=target.batch,
             clients=clients,
-            rate_per_s=rate_per_s,
+            rate_per_s=None,
             seconds=seconds,
-            n=len(self.samples_ms),
-            errors=dict(self.errors),
             images_per_s=self.requests_per_s * target.batch,
-            latency_ms=Percentiles.of(self.samples_ms),
-            late_ms=float(np.percentile(self.late_ms, 95)) if self.late_ms else 0.0,
-            server=self.server,
             samples_ms=np.asarray(self.samples_ms),
+            server=self.server,
+            errors=dict(self.errors),
+            protocol=target.options.protocol,
         )
 
 

@@ -152,39 +152,42 @@ class LoadResult:
     """One measurement.
 
     Attributes:
-        model, protocol: What was asked, and how.
+        model: What was asked.
         batch: Images per request.
         clients: Closed loop: concurrent clients; None in an open loop.
         rate_per_s: Open loop: requests due per second; None in a closed loop.
         seconds: How long requests were sent.
-        n: Requests answered.
-        errors: Kind of error → how often; not part of `n` or of the latency.
         images_per_s: Images answered per second.
-        latency_ms: Per request, as the client saw it.
-        late_ms: Open loop: how late requests were sent, 95th percentile; 0 in a closed loop. When
-            it is not small against the latency, the load generator was the bottleneck.
+        samples_ms: Latency of every answered request, as the client saw it, shape (n,).
         server: The server's own account of the same requests.
-        samples_ms: Every latency, shape (n,).
+        errors: Kind of error → how often; not part of `n` or of the latency.
+        protocol: `http` or `grpc`.
     """
 
     model: str
-    protocol: str
     batch: int
     clients: int | None
     rate_per_s: float | None
     seconds: float
-    n: int
-    errors: dict[str, int]
     images_per_s: float
-    latency_ms: Percentiles
-    late_ms: float
-    server: ServerSplit
     samples_ms: NDArray[np.float64] = field(repr=False, compare=False)
+    server: ServerSplit
+    errors: Mapping[str, int] = field(default_factory=dict)
+    protocol: str = "http"
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain dicts and numbers, without the samples."""
-        values = {k: v for k, v in vars(self).items() if k != "samples_ms"}
-        return {**values, "latency_ms": self.latency_ms.to_dict(), "server": self.server.to_dict()}
+    @property
+    def n(self) -> int:
+        """Requests answered."""
+        return len(self.samples_ms)
+
+    @property
+    def latency_ms(self) -> Percentiles:
+        """Per request, as the client saw it.
+
+        Raises:
+            BenchError: none was answered.
+        """
+        return Percentiles.of(self.samples_ms)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from labkit.client.errors import (
     Unreachable,
     Unsupported,
 )
-from labkit.client.lab_client import Guess, LabClient, ModelState, Protocol, parse_guess
+from labkit.client.lab_client import LabClient, ModelState, Prediction, Protocol, parse_prediction
 from labkit.client.metrics_page import PORTS, Sample, host_and_port, metrics
 from labkit.client.tensors import Arrays, ModelCard, TensorInfo, check_inputs, check_range, split
 from labkit.client.transport import GRPC_CHANNEL_ARGS, plain
@@ -29,12 +29,12 @@ __all__ = [
     "Arrays",
     "BadInput",
     "ClientError",
-    "Guess",
     "InvalidRequest",
     "LabClient",
     "ModelCard",
     "ModelState",
     "NotFound",
+    "Prediction",
     "Protocol",
     "Sample",
     "ServerFault",
@@ -47,7 +47,7 @@ __all__ = [
     "check_range",
     "host_and_port",
     "metrics",
-    "parse_guess",
+    "parse_prediction",
     "plain",
     "split",
 ]

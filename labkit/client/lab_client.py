@@ -7,7 +7,6 @@ import os
 import re
 import threading
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any, Literal, NamedTuple, NoReturn, Self, overload
 
 import numpy as np
@@ -33,7 +32,7 @@ _NO_CONNECTION = re.compile(
 )
 
 
-class Guess(NamedTuple):
+class Prediction(NamedTuple):
     """One line of the classification extension's answer."""
 
     label: str
@@ -76,12 +75,7 @@ class LabClient:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -195,7 +189,7 @@ class LabClient:
         joined = join(answers)
         return joined if isinstance(inputs, Mapping) else joined[outputs[0]]
 
-    def classify(self, model: str, images: np.ndarray, top: int = 1) -> list[list[Guess]]:
+    def classify(self, model: str, images: np.ndarray, top: int = 1) -> list[list[Prediction]]:
         """Return the `top` most likely labels of each image, best first.
 
         The server does the ranking and looks the labels up (classification extension,
@@ -214,15 +208,16 @@ class LabClient:
         arrays = named(card, images)
         check_inputs(card, arrays)
         check_range(card, images)
-        guesses: list[list[Guess]] = []
+        predictions: list[list[Prediction]] = []
         for chunk in split(arrays, card.max_batch_size or 1):
             answer = self._call(
                 "infer", model=model, arrays=chunk, outputs=[card.label_output], class_count=top
             )[card.label_output]
-            guesses += [
-                [parse_guess(text) for text in row] for row in answer.reshape(-1, answer.shape[-1])
+            predictions += [
+                [parse_prediction(text) for text in row]
+                for row in answer.reshape(-1, answer.shape[-1])
             ]
-        return guesses
+        return predictions
 
     # -- plumbing ------------------------------------------------------------------------------
 
@@ -280,8 +275,8 @@ class LabClient:
         )
 
 
-def parse_guess(text: bytes | str) -> Guess:
+def parse_prediction(text: bytes | str) -> Prediction:
     """Read one `value:index:label` of the classification extension; without a label, the index."""
     line = text.decode() if isinstance(text, bytes) else text
     value, index, *label = line.split(":", 2)
-    return Guess(label[0] if label else index, float(value))
+    return Prediction(label[0] if label else index, float(value))

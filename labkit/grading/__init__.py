@@ -1,12 +1,16 @@
 """Grading a class: release, run in a sandbox, measure, score, give back.
 
-A submission passes through four steps, each of which leaves files and can be repeated alone:
+A submission walks through these modules, in this order:
 
-1. *run*: the student's notebooks, in the sandbox, one after the other (`execute`);
-2. *measure*: what the notebooks made is held against what is true, by programs that the student
-   can neither see nor edit (`judge`);
-3. *score*: measurements and a rubric become points, without touching any file (`rubric`);
-4. *give back*: gradebook, feedback pages, the class at a glance (`gradebook`, `feedback`).
+1. `submission`: found, unpacked, read (`unpack`, `find_notebooks`, `notebook`);
+2. `run_notebook`: its cells run in a kernel in the sandbox (`sandbox`, `inside.run_cells`), what
+   they made is taken out, and its `exercises` are called in that kernel;
+3. `carry_forward`: what the next notebook is given;
+4. `measure`: what was made is held against what is true, in a second sandbox;
+5. `results`: measurements and the `rubric` become points;
+6. `gradebook`, `feedback`, `class_page`.
 
-Points come from measurements only. That a notebook claims to have run earns nothing.
+`grade` is one submission on its way, `session` a grading and its settings, `classroom` all of them,
+`commands` what the instructor types. Points come from measurements only: that a notebook claims to
+have run earns nothing.
 """

@@ -1,26 +1,98 @@
-"""Grade many submissions: on this machine, or on the workers of a Dask scheduler."""
+"""Grade many submissions, each in a process of its own: on this machine, or on Dask's workers.
+
+That process is this module run as a program, `labkit.grading.classroom OUT FOLDER STUDENT PID`:
+whatever happens in it, no other submission notices. It ends with the process that started it, and
+then takes everything that it started along.
+"""
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+from labkit.chain import end_with_parent
 from labkit.errors import LabError
-from labkit.grading.box import make_home, readable, remove
-from labkit.grading.grade import HOME, WORK, reference_notebooks
-from labkit.grading.intake import Source, safe_name, take_in
-from labkit.grading.plan import Plan, locked
+from labkit.grading.grade import HOME, WORK, Submission, reference_notebooks, scored
+from labkit.grading.measure.images import GradingImages
 from labkit.grading.results import FAILED, Result, ResultError, read_result, write_result
-from labkit.grading.worker import PROGRESS, failed
-from labkit.workspace import CorruptFile, read_json
+from labkit.grading.session import Session, locked, own_cores
+from labkit.grading.submission import Source, find_submissions, safe_name, take_in_time
+from labkit.grading.workdir import make_home, readable, remove
+from labkit.workspace import CorruptFile, read_json, write_json
+
+PROGRESS = ".progress"
+
+
+def source_of(folder: Path, student: str) -> Source:
+    """Return a student's submission in a folder, as `find_submissions` names it."""
+    return next(s for s in find_submissions(folder).sources if s.student == student)
+
+
+def grade_one(session: Session, source: Source) -> Result:
+    """Grade a submission and write its result; a fault of the grader is a result too."""
+    progress = session.out / PROGRESS / f"{safe_name(source.student)}.json"
+    begin = time.time()
+
+    def show(step: str) -> None:
+        write_json(progress, {"student": source.student, "step": step, "since": begin})
+
+    try:
+        images = GradingImages.choose(session.profile, session.seed)
+        submission = Submission(session, images, source, show)
+        try:
+            result = submission.grade()
+        finally:
+            remove(submission.work)
+    except Exception as error:
+        traceback.print_exc()
+        result = failed(session, source.student, f"{type(error).__name__}: {error}")
+    finally:
+        progress.unlink(missing_ok=True)
+    write_result(session.result_path(source.student), result)
+    return result
+
+
+def failed(session: Session, student: str, reason: str) -> Result:
+    """Return the record of a submission on which the grader itself failed."""
+    empty = Result(
+        student, FAILED, session.profile, reason, seed=session.seed, isolation=session.isolation
+    )
+    return scored(empty, session.rubric)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """Leave in order: every open sandbox and folder is closed on the way out."""
+    raise SystemExit(128 + number)
+
+
+def main(out: str, folder: str, student: str, parent: str) -> int:
+    """Grade one submission; the exit status is 0 when there is a result."""
+    signal.signal(signal.SIGTERM, _stop)
+    end_with_parent()
+    if os.getppid() != int(parent):  # it ended before it could be watched
+        return 1
+    session = Session.load(Path(out))
+    cores = own_cores(session.out, session.workers)  # held until this process ends
+    with readable():
+        grade_one(session, source_of(Path(folder), student))
+    del cores
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
+
 
 POLL_S = 0.25
 STOP_GRACE_S = 15.0
@@ -53,7 +125,7 @@ class Event:
 
 
 def grade_class(
-    plan: Plan,
+    session: Session,
     sources: Sequence[Source],
     workers: int = 1,
     scheduler: str | None = None,
@@ -62,11 +134,12 @@ def grade_class(
     """Grade every submission that has no result yet.
 
     Args:
-        plan: The grading, begun.
+        session: The grading, begun.
         sources: The submissions.
         workers: How many are graded at once on this machine.
         scheduler: Address of a Dask scheduler, or `local` for a cluster on this machine. Its
-            workers must see the plan's folder, the submissions and CIFAR-10 under the same paths.
+            workers must see the grading's folder, the submissions and CIFAR-10 under the same
+            paths.
         on_event: Called for every result, and several times a second.
 
     Returns:
@@ -76,30 +149,30 @@ def grade_class(
         GradingRuns: another process grades into the same folder.
         DaskUnavailable: a scheduler is asked for and cannot be used.
     """
-    with locked(plan.out):
-        _clean(plan.out)  # what a grading that was killed has left
+    with locked(session.out):
+        _clean(session.out)  # what a grading that was killed has left
         with readable():
-            make_home(plan.out / HOME)
+            make_home(session.out / HOME)
         done: dict[str, Result] = {}
         for source in sources:
-            if earlier := earlier_result(plan, source):
+            if earlier := earlier_result(session, source):
                 done[source.student] = earlier
                 on_event(Event("kept", len(done), len(sources), earlier))
         open_sources = [source for source in sources if source.student not in done]
-        pool = _dask(scheduler, workers, plan.out) if scheduler else _processes(workers)
+        pool = _dask(scheduler, workers, session.out) if scheduler else _processes(workers)
         with pool as submit:
             # Absolute: workers on other machines are in another folder.
             futures = {
                 submit(
-                    str(plan.out.absolute()), str(source.path.absolute()), source.student
+                    str(session.out.absolute()), str(source.path.absolute().parent), source.student
                 ): source
                 for source in open_sources
             }
-            for source in _as_completed(futures, plan, len(done), len(sources), on_event):
-                result = read_result(plan.result_path(source.student))
+            for source in _as_completed(futures, session, len(done), len(sources), on_event):
+                result = read_result(session.result_path(source.student))
                 done[source.student] = result
                 on_event(Event("graded", len(done), len(sources), result))
-        _clean(plan.out)
+        _clean(session.out)
     return [done[source.student] for source in sources]
 
 
@@ -110,40 +183,45 @@ def _clean(out: Path) -> None:
     (out / STOP).unlink(missing_ok=True)
 
 
-def earlier_result(plan: Plan, source: Source) -> Result | None:
+def earlier_result(session: Session, source: Source) -> Result | None:
     """Return the result of the very same submission from an earlier run; None to grade it."""
     try:
-        result = read_result(plan.result_path(source.student))
-        if result.status == FAILED or (result.profile, result.seed) != (plan.profile, plan.seed):
+        result = read_result(session.result_path(source.student))
+        if result.status == FAILED or (result.profile, result.seed) != (
+            session.profile,
+            session.seed,
+        ):
             return None
         with tempfile.TemporaryDirectory() as folder:
-            now = take_in(source, Path(folder) / "submission", reference_notebooks()).sha256
+            staging = Path(folder) / "submission"
+            now = take_in_time(source, staging, reference_notebooks()).sha256
     except (OSError, CorruptFile, ResultError):  # of the submission, grading it will tell
         return None
     return result if now == result.submission_sha256 else None
 
 
-def run_worker(out: str, source: str, student: str) -> str:
+def run_worker(out: str, folder: str, student: str) -> str:
     """Grade one submission in a child process; called here, or by a Dask worker.
 
     Returns:
         The student's name: results travel as files.
     """
-    plan = Plan.load(Path(out))
-    log = plan.out / "logs" / f"{safe_name(student)}.log"
+    session = Session.load(Path(out))
+    log = session.out / "logs" / f"{safe_name(student)}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "labkit.grading.worker", out, source, str(os.getpid())]
+    command = [sys.executable, "-m", "labkit.grading.classroom"]
+    command += [out, folder, student, str(os.getpid())]
     with log.open("wb") as stream:
         child = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True
         )
         try:
-            status = _wait(child, plan.out)
+            status = _wait(child, session.out)
         finally:
             _end(child)
-    if status != 0 and not given_up(plan.out):
+    if status != 0 and not given_up(session.out):
         reason = f"the grader ended with status {status}; see logs/{log.name}"
-        write_result(plan.result_path(student), failed(plan, student, reason))
+        write_result(session.result_path(student), failed(session, student, reason))
     return student
 
 
@@ -224,7 +302,7 @@ def _dask(scheduler: str, workers: int, out: Path) -> Iterator[Callable[..., Any
 
 def _as_completed(
     futures: dict[Any, Source],
-    plan: Plan,
+    session: Session,
     done: int,
     total: int,
     on_event: Callable[[Event], None],
@@ -235,27 +313,29 @@ def _as_completed(
         finished = [future for future in waiting if future.done()]
         for future in finished:
             source = waiting.pop(future)
-            _settle(future, plan, source)
+            _settle(future, session, source)
             done += 1
             yield source
         if not finished:
-            on_event(Event("running", done, total, running=_running(plan)))
+            on_event(Event("running", done, total, running=_running(session)))
             time.sleep(POLL_S)
 
 
-def _settle(future: Any, plan: Plan, source: Source) -> None:
+def _settle(future: Any, session: Session, source: Source) -> None:
     """See to it that a finished task has left a result."""
     try:
         future.result()
     except Exception as error:  # of a thread, or whatever Dask raises for a lost worker
         reason = f"its worker was lost ({type(error).__name__}: {error})"
-        write_result(plan.result_path(source.student), failed(plan, source.student, reason[:500]))
+        write_result(
+            session.result_path(source.student), failed(session, source.student, reason[:500])
+        )
 
 
-def _running(plan: Plan) -> dict[str, tuple[str, float]]:
+def _running(session: Session) -> dict[str, tuple[str, float]]:
     """Return what each worker has last said."""
     running = {}
-    for path in sorted((plan.out / PROGRESS).glob("*.json")):
+    for path in sorted((session.out / PROGRESS).glob("*.json")):
         try:
             said = read_json(path)
             running[said["student"]] = (said["step"], time.time() - said["since"])

@@ -18,7 +18,7 @@ from labkit.grading.results import GRADED, OK, Result
 
 if TYPE_CHECKING:
     from labkit.grading.classroom import Event
-    from labkit.grading.intake import Source
+    from labkit.grading.submission import Source
 
 app = typer.Typer()
 console = Console(soft_wrap=True, highlight=False)
@@ -59,64 +59,96 @@ def grade(
         int | None, typer.Option(min=0, help="Of hidden images and inputs; else this checkout's.")
     ] = None,
     isolation: Annotated[str, typer.Option(help="bubblewrap, or none")] = "bubblewrap",
+    runtime: Annotated[
+        str, typer.Option(help="What serves the models: stand-in, or native where it is built.")
+    ] = "stand-in",
+    leave_out: Annotated[
+        bool, typer.Option("--leave-out", help="Exit 0 also where notebooks are left out.")
+    ] = False,
 ) -> None:
     """Grade a class: run every notebook in a sandbox, measure what it made, write feedback."""
-    from labkit.download import fetch
+    from labkit.download import FOLDER, fetch
+    from labkit.grading.carry_forward import Reference, reference_folder
     from labkit.grading.classroom import grade_class
-    from labkit.grading.intake import find_submissions
     from labkit.grading.limits import memory_for
-    from labkit.grading.plan import Plan, seed_for
     from labkit.grading.publish import publish
-    from labkit.grading.reference import Reference, reference_folder
     from labkit.grading.roster import read_roster
     from labkit.grading.rubric import load_rubric
     from labkit.grading.sandbox import BUBBLEWRAP, NONE, find_isolation, require_readable
+    from labkit.grading.session import Session, seed_for
+    from labkit.grading.submission import find_submissions
+    from labkit.grading.workdir import SERVER
+    from labkit.server.native.built import built_backends
     from labkit.workspace import cache_dir
 
     # Everything that can be wrong is said before anything runs.
     with _wrong_usage():
         load_rubric(rubric, profile)
-        sources, left_out = find_submissions(submissions.absolute())
+        found = find_submissions(submissions.absolute())
         if roster is not None:
             read_roster(roster)
         if reference is not None:
             Reference.of(reference, profile)
-    chosen = _chosen(sources, only or [])
+    chosen = _chosen(found.sources, only or [])
     if out.resolve().is_relative_to(submissions.resolve()):
         raise UsageError(f"got --out {out}, a folder of {submissions}: name one outside of it")
     if isolation not in (BUBBLEWRAP, NONE):
         raise UsageError(f"got --isolation {isolation}, expected {BUBBLEWRAP} or {NONE}")
+    if runtime not in ("stand-in", "native"):
+        raise UsageError(f"got --runtime {runtime}, expected stand-in or native")
+    if runtime == "native" and built_backends() is None:
+        raise UsageError(
+            "got --runtime native, but no native backends are built for this environment: run "
+            "labkit triton build, or grade with --runtime stand-in"
+        )
     confinement = find_isolation(isolation)
     run = (reference or reference_folder(profile)).absolute()
     memory_mib = memory_for(min(workers, len(chosen)))
     chosen_seed = seed_for(out) if seed is None else seed
-    wanted = Plan(out.absolute(), profile, run, chosen_seed, isolation, memory_mib)
-    plan = Plan.begin(wanted, rubric, resume or bool(only))
-    for line in left_out:
+    wanted = Session(
+        out.absolute(), profile, run, chosen_seed, isolation, memory_mib, workers, runtime
+    )
+    session = Session.begin(wanted, rubric, resume or bool(only))
+    for line in found.left_out:
         console.print(f"[yellow]{escape(line)}[/]")
     if isolation == "none":
         console.print("[yellow]no isolation:[/] student code runs as you, with all your files")
     fetch()
-    for folder in (cache_dir(), Path(labkit.__file__).parent):
+    servers = [path for path in (cache_dir() / SERVER).glob("*") if path.is_dir()]
+    for folder in (cache_dir() / FOLDER, *servers, Path(labkit.__file__).parent):
         require_readable(confinement, folder)
     if reference is None:
         _ensure_reference(run, profile)
-    found = f"{len(chosen)} submissions, profile {profile}, {confinement}, into {out}"
-    console.print(escape(found))
+    about = f"{len(chosen)} submissions, profile {profile}, {confinement}, into {out}"
+    console.print(escape(about))
     try:
         with _ClassDisplay() as display:
-            graded = grade_class(plan, chosen, workers, scheduler, display.event)
+            graded = grade_class(session, chosen, workers, scheduler, display.event)
     except KeyboardInterrupt:
-        done = len(plan.result_files())
+        done = len(session.result_files())
         console.print(
             f"[yellow]stopped:[/] {done} of {len(chosen)} graded; go on with --resume, which "
             "also writes the pages"
         )
         raise
-    results = plan.results() if only else graded
-    for path in publish(plan, results, roster):
+    gone = [] if only else session.keep_only(source.student for source in found.sources)
+    if gone:
+        who = escape(", ".join(gone))
+        console.print(f"[yellow]no longer handed in, put into removed/:[/] {who}")
+    results = session.results() if only else graded
+    for path in publish(session, results, roster):
         console.print(escape(str(path)))
-    _summarize(results)
+    status = _summarize(results)
+    if found.notebooks:
+        lost = ", ".join(found.notebooks[:SHOWN])
+        more = f" and {len(found.notebooks) - SHOWN} more" if len(found.notebooks) > SHOWN else ""
+        console.print(
+            f"[red]left out:[/] {len(found.notebooks)} notebooks or archives that are nobody's "
+            f"({escape(lost + more)}): put each into a folder of its student"
+        )
+        status = status if leave_out else 2
+    if status:
+        raise typer.Exit(status)
 
 
 @app.command()
@@ -127,12 +159,12 @@ def regrade(
     roster: Annotated[Path | None, typer.Option(help="CSV: student, name, email, id.")] = None,
 ) -> None:
     """Give points again after a change of rubric or checks, without running student notebooks."""
-    from labkit.grading.plan import Plan
     from labkit.grading.publish import publish
     from labkit.grading.regrade import regrade as give_points_again
     from labkit.grading.roster import read_roster
+    from labkit.grading.session import Session
 
-    plan = Plan.load(grades.absolute())
+    session = Session.load(grades.absolute())
     if roster is not None:
         with _wrong_usage():
             read_roster(roster)
@@ -141,8 +173,8 @@ def regrade(
         how = "measured again" if measured else "from stored measurements"
         console.print(f"{escape(result.student)}: {_points(result)}, {how}")
 
-    plan, results = give_points_again(plan, rubric, measure, show)
-    for path in publish(plan, results, roster):
+    session, results = give_points_again(session, rubric, measure, show)
+    for path in publish(session, results, roster):
         console.print(escape(str(path)))
 
 
@@ -171,7 +203,7 @@ def _wrong_usage() -> Iterator[None]:
 def _ensure_reference(run: Path, profile: str) -> None:
     """Use the grader's own reference run, or make it where there is none."""
     from labkit.chain import STAGES, Progress, StageResult
-    from labkit.grading.reference import NoReference, Reference, make_reference
+    from labkit.grading.carry_forward import NoReference, Reference, make_reference
 
     try:
         Reference.of(run, profile)
@@ -245,9 +277,11 @@ def _points(result: Result) -> str:
     return f"{result.points:g} of {result.maximum:g} points"
 
 
-def _summarize(results: list[Result]) -> None:
-    """Say how many are graded, and what needs a look."""
+def _summarize(results: list[Result]) -> int:
+    """Say how many are graded, and who is not; return the exit status."""
     bad = [result.student for result in results if result.status != GRADED]
     console.print(f"[green]{len(results) - len(bad)} of {len(results)} graded[/]")
     if bad:
-        console.print(f"[yellow]not graded:[/] {escape(', '.join(bad))}")
+        who = escape(", ".join(bad))
+        console.print(f"[yellow]not graded, and left empty for the platforms:[/] {who}")
+    return 1 if bad else 0

@@ -6,9 +6,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from labkit.chain import CellFinding
+from labkit.chain import STAGES, CellFinding
 from labkit.grading.exercises import EXERCISES
-from labkit.grading.intake import safe_name
 from labkit.grading.notebook_page import render_notebook, stopped_cell
 from labkit.grading.pages import (
     INDEX,
@@ -33,6 +32,8 @@ from labkit.grading.results import (
     Result,
     StageRecord,
 )
+from labkit.grading.rubric import UNLOCKS
+from labkit.grading.submission import safe_name
 from labkit.workspace import MADE_BY
 
 EXECUTED: Final = "executed.ipynb"
@@ -119,7 +120,7 @@ def write_feedback(out: Path, result: Result, evidence: Path, title: str = "") -
             cell = stopped_cell(executed) if was_cut_short(record) else None
             if cell:
                 stopped[record.stage] = cell
-            html = render_notebook(executed, result.student, record.stage, record.verdict, cell)
+            html = render_notebook(executed, result.shown, record.stage, record.verdict, cell)
             write_page(page, html)
     return write_page(folder / INDEX, render_feedback(result, title, stopped))
 
@@ -192,6 +193,8 @@ def _headline(result: Result) -> list[str]:
                 f"Later notebooks ran on the course's own files instead of those of {_and(lost)}; "
                 "that costs no points there."
             )
+    if result.handed_in.late:
+        lines.append("It was handed in late.")
     if result.items:
         full = sum(item.points >= item.maximum for item in result.items)
         lines.append(f"{full} of {len(result.items)} checks earned full points.")
@@ -204,6 +207,7 @@ def _losses(result: Result, stopped: Mapping[str, str]) -> list[Loss]:
     losses: list[Loss] = []
     absent: dict[str, dict[str, float]] = {}  # verdict → notebook → points
     lost: dict[str, float] = {}  # notebook → points
+    locked: dict[str, float] = {}  # notebook → points that its exercises unlock
     for item in result.items:
         gap, record = item.maximum - item.points, records.get(item.stage)
         if gap <= 0:
@@ -213,8 +217,13 @@ def _losses(result: Result, stopped: Mapping[str, str]) -> list[Loss]:
             gaps[item.stage] = gaps.get(item.stage, 0.0) + gap
         elif record and _is_lost(item, record):
             lost[item.stage] = lost.get(item.stage, 0.0) + gap
+        elif item.hint == UNLOCKS:
+            locked[item.stage] = locked.get(item.stage, 0.0) + gap
         else:
             losses.append(Loss(item.title, item.stage, gap, _shown(item, record).hint))
+    for stage, gap in locked.items():
+        title = f"Solve the exercises of notebook {_number(stage)}: what it makes counts with them"
+        losses.append(Loss(title, stage, gap))
     for verdict, gaps in absent.items():
         title = f"{HAND_IN[verdict]} {_notebooks(list(gaps), list(records))}"
         losses.append(Loss(title, next(iter(gaps)) if len(gaps) == 1 else "", sum(gaps.values())))
@@ -269,6 +278,10 @@ def _carried(record: StageRecord, records: Mapping[str, StageRecord]) -> Iterabl
         (own if cause == maker else together).setdefault(cause, []).append(name)
     start = f"Notebook {_number(record.stage)} was run on the reference's"
     for maker, names in own.items():
+        if maker and maker not in records:
+            number = _number(maker)
+            yield f"{start} {_and(names)}: notebook {number} is no part of this assignment."
+            continue
         whose = f"yours from notebook {_number(maker)}" if maker else "yours"
         verb = "was" if len(names) == 1 else "were"
         yield (
@@ -299,8 +312,10 @@ def _cause(maker: str, stage: str, records: Mapping[str, StageRecord]) -> str:
     """
     if maker not in records or not records[maker].accepted:
         return maker
-    failed = [name for name in records if name < stage and not records[name].accepted]
-    return next((name for name in failed if name > maker), failed[0] if failed else maker)
+    before = STAGES[: STAGES.index(stage)]
+    failed = [name for name in before if name in records and not records[name].accepted]
+    after = STAGES[STAGES.index(maker) + 1 :]
+    return next((name for name in failed if name in after), failed[0] if failed else maker)
 
 
 def _why(record: StageRecord | None, form: str) -> str:

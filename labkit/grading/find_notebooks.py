@@ -7,15 +7,20 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
 
-from nbformat import NotebookNode
-
 from labkit.chain import STAGES
-from labkit.grading.notebook_file import IntakeError, grade_ids, read_notebook
-from labkit.grading.printable import short_name
+from labkit.grading.exercises.catalogue import CATALOGUE
+from labkit.grading.notebook import IntakeError, NotebookNode, grade_ids, read_notebook
 from labkit.grading.results import AMBIGUOUS, INVALID, MISSING
+from labkit.grading.untrusted import short_name
 from labkit.workspace import project_root
 
+FUNCTIONS = {
+    stage: frozenset(e.function for e in CATALOGUE if e.stage == stage)
+    for stage in dict.fromkeys(e.stage for e in CATALOGUE)
+}  # that a student writes in a notebook
+DEFINES = re.compile(r"^(?:async +)?def +(\w+)", re.MULTILINE)
 MAX_GUESSED = 100  # notebooks whose names say nothing and that are looked into
+ADDED = re.compile(r"(\s*\(\d+\))?\.(txt|json|download)$", re.IGNORECASE)
 COPY_MARK = re.compile(r"[\s_-]*(\(\d+\)|copy[\s_-]*\d*)$", re.IGNORECASE)
 
 
@@ -25,12 +30,12 @@ class NotebookFound:
 
     Attributes:
         path: In the staging folder.
-        how: `exact` or `renamed`.
+        notebook: What is in it.
         note: Where renamed, how it is to be called.
     """
 
     path: Path
-    how: str
+    notebook: NotebookNode
     note: str = ""
 
 
@@ -59,7 +64,7 @@ def find_notebooks(
         digests: Name below `folder` → SHA-256.
         references: See `take_in`.
     """
-    names = [name for name in sorted(digests, key=_rank) if name.lower().endswith(".ipynb")]
+    names = [name for name in sorted(digests, key=_rank) if notebook_name(name)]
     exact = {stage: [n for n in names if _is_called(n, stage)] for stage in STAGES}
     strange = [n for n in names if not any(_is_called(n, stage) for stage in STAGES)]
     guessed: Mapping[str, list[str]] = {}
@@ -80,7 +85,13 @@ def find_notebooks(
 
 def _is_called(name: str, stage: str) -> bool:
     """Return whether a file has the name that a stage's notebook is to have."""
-    return PurePosixPath(name).name == f"{stage}.ipynb"
+    return notebook_name(PurePosixPath(name).name) == f"{stage}.ipynb"
+
+
+def notebook_name(name: str) -> str:
+    """Return a notebook's name without what browsers and mail add to it; empty for other files."""
+    own = ADDED.sub("", name)
+    return own if own.lower().endswith(".ipynb") else ""
 
 
 def _rank(name: str) -> tuple[int, str]:
@@ -103,13 +114,16 @@ def _choose(stage: str, folder: Path, names: list[str]) -> NotebookFound | Noteb
             "hand in only the one that counts, under that name",
         )
     try:
-        read_notebook(folder / names[0])
+        notebook = read_notebook(folder / names[0])
     except IntakeError as error:
         return NotebookProblem(INVALID, str(error))
-    if _is_called(names[0], stage):
-        return NotebookFound(folder / names[0], "exact")
+    if PurePosixPath(names[0]).name == f"{stage}.ipynb":
+        return NotebookFound(folder / names[0], notebook)
     note = f"found as {short_name(names[0])}; hand it in as {stage}.ipynb"
-    return NotebookFound(folder / names[0], "renamed", note)
+    if not grade_ids(notebook) and FUNCTIONS[stage] <= _defined(notebook):
+        known = ", ".join(sorted(FUNCTIONS[stage]))
+        note += f"; its cells had lost their metadata, and it was known by its functions ({known})"
+    return NotebookFound(folder / names[0], notebook, note)
 
 
 def _guess_stages(
@@ -127,7 +141,7 @@ def _guess_stages(
         stages = _stages_by_content(folder / name, known)
         if len(stages) == 1:
             by_content[stages[0]].append(name)
-        elif not stages and (stage := _stage_by_name(PurePosixPath(name).stem)):
+        elif not stages and (stage := _stage_by_name(PurePosixPath(notebook_name(name)).stem)):
             by_name[stage].append(name)
     return {stage: by_content.get(stage) or by_name.get(stage, []) for stage in STAGES}
 
@@ -145,12 +159,25 @@ def _committed_ids() -> dict[str, frozenset[str]]:
 
 
 def _stages_by_content(path: Path, known: Mapping[str, frozenset[str]]) -> list[str]:
-    """Return the stages of which a notebook has more than half of the named cells."""
+    """Return the stages of which a notebook has more than half of the named cells.
+
+    Where a tool has removed the names, those whose functions it all defines.
+    """
     try:
-        found = grade_ids(read_notebook(path))
+        notebook = read_notebook(path)
     except IntakeError:
         return []  # its name may still say which one it was to be
-    return [stage for stage, names in known.items() if 2 * len(found & names) > len(names)]
+    found = grade_ids(notebook)
+    if stages := [stage for stage, names in known.items() if 2 * len(found & names) > len(names)]:
+        return stages
+    defined = _defined(notebook)
+    return [stage for stage, names in FUNCTIONS.items() if names <= defined]
+
+
+def _defined(notebook: NotebookNode) -> set[str]:
+    """Return the names of the functions that a notebook defines."""
+    code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    return set(DEFINES.findall(code))
 
 
 def _stage_by_name(stem: str) -> str:

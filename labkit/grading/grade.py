@@ -8,35 +8,36 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-
-from nbformat import NotebookNode
+from typing import Any
 
 from labkit.chain import STAGES
 from labkit.environment import environment_facts
-from labkit.grading.artifacts import Made
-from labkit.grading.assessment import Assessment, Given
-from labkit.grading.call import ExerciseRun
-from labkit.grading.execute import Job, run_notebook
-from labkit.grading.exercises import judge_exercises
-from labkit.grading.heldout import GradingImages, ImageFiles
-from labkit.grading.intake import Intake, Source, safe_name, take_in
-from labkit.grading.judge import Judgement
-from labkit.grading.notebook_file import IntakeError, read_notebook
-from labkit.grading.plan import Plan
-from labkit.grading.prepare import prepare
-from labkit.grading.probe import Probe
+from labkit.grading.carry_forward import CarryForward, StageInputs, StageOutputs
+from labkit.grading.exercises import EXERCISES, keep_answers, measure_exercises
+from labkit.grading.measure import Case, StageMeasurements, measure_stage
+from labkit.grading.measure.images import GradingImages, ImageFiles
+from labkit.grading.measure.model_sandbox import ModelSandbox
+from labkit.grading.notebook import NotebookNode, prepare, read_notebook
 from labkit.grading.results import (
-    INVALID,
+    FAILED,
+    GRADER_ERROR,
+    OOM,
     REJECTED,
+    TIMEOUT,
+    HandedIn,
     Measurement,
     Result,
     StageRecord,
 )
 from labkit.grading.rubric import Rubric
+from labkit.grading.run_notebook import Job, Ran, run_notebook
+from labkit.grading.session import Session, Turns
+from labkit.grading.submission import Intake, Source, safe_name, take_in_time
 from labkit.workspace import project_root
 
+AGAIN = frozenset({TIMEOUT, OOM, GRADER_ERROR})  # verdicts that a busy machine may give
 EXERCISE_ANSWERS, WORK, HOME = "exercises", ".work", ".home"
-MODEL_STAGES = frozenset(STAGES) - {"01_data", "08_report"}  # judged by running files
+MODEL_STAGES = frozenset(STAGES) - {"01_data", "08_report"}  # measured by running files
 
 
 @cache
@@ -47,11 +48,11 @@ def reference_notebooks() -> Mapping[str, NotebookNode]:
 
 
 @cache
-def judge_sha256() -> str:
+def measure_sha256() -> str:
     """Return a checksum of the programs that measure: another one has to measure anew."""
     package = Path(__file__).parent
     digest = hashlib.sha256()
-    parts = ("judge", "exercises", "probes", "heldout.py", "probe.py")
+    parts = ("measure", "exercises", "inside")
     for part in parts:
         files = sorted((package / part).rglob("*.py")) or [package / part]
         for path in files:
@@ -63,7 +64,7 @@ class Submission:
     """One submission while it is graded.
 
     Args:
-        plan: What it has in common with the others.
+        session: What it has in common with the others.
         images: Those of the grading.
         source: Where it lies.
         on_stage: Called with a short word before each step, for whoever shows progress.
@@ -71,17 +72,18 @@ class Submission:
 
     def __init__(
         self,
-        plan: Plan,
+        session: Session,
         images: GradingImages,
         source: Source,
         on_stage: Callable[[str], None] = lambda step: None,
     ) -> None:
-        self.plan, self.source, self._on_stage = plan, source, on_stage
-        self.keep = plan.evidence(source.student)
-        self.work = plan.out / WORK / f"{safe_name(source.student)}-{os.getpid()}"
-        self._image_files = ImageFiles(self.work / "images", images, plan.profile)
+        self.session, self.source, self._on_stage = session, source, on_stage
+        self.keep = session.evidence(source.student)
+        self.work = session.out / WORK / f"{safe_name(source.student)}-{os.getpid()}"
+        self._image_files = ImageFiles(self.work / "images", images, session.profile)
         self._seconds = {"notebooks": 0.0, "measure": 0.0}
         self.measurements: dict[str, Measurement] = {}
+        self._answers: dict[str, Any] = {}
         self.records: list[StageRecord] = []
 
     def grade(self) -> Result:
@@ -89,21 +91,27 @@ class Submission:
         begin = time.monotonic()
         self._on_stage("intake")
         shutil.rmtree(self.keep, ignore_errors=True)
-        intake = take_in(self.source, self.work / "submission", reference_notebooks())
+        intake = take_in_time(self.source, self.work / "submission", reference_notebooks())
         result = Result(
             student=self.source.student,
             status=intake.status,
-            profile=self.plan.profile,
+            profile=self.session.profile,
             reason=intake.reason,
             notes=list(intake.notes),
             submission_sha256=intake.sha256,
-            judge_sha256=judge_sha256(),
-            seed=self.plan.seed,
-            isolation=str(self.plan.confinement),
+            measure_sha256=measure_sha256(),
+            seed=self.session.seed,
+            isolation=str(self.session.confinement),
             environment=environment_facts(),
+            handed_in=HandedIn(
+                self.source.platform, self.source.user, self.source.prefix, self.source.late
+            ),
         )
         if intake.status != REJECTED:
             self._run_and_measure(intake)
+        if lost := [r for r in self.records if r.verdict == GRADER_ERROR]:
+            why = f"{lost[0].stage}: {lost[0].reason}; grade it again with --resume"
+            result = replace(result, status=FAILED, reason=why)
         timings = {**self._seconds, "total": time.monotonic() - begin}
         return scored(
             replace(
@@ -112,95 +120,108 @@ class Submission:
                 measurements=self.measurements,
                 timings={name: round(seconds, 2) for name, seconds in timings.items()},
             ),
-            self.plan.rubric,
+            self.session.rubric,
         )
 
     def _run_and_measure(self, intake: Intake) -> None:
         """Run every notebook in order, and measure what it made before the next one runs."""
-        plan, images = self.plan, self._image_files
-        notebooks = {stage: found.path for stage, found in intake.notebooks.items()}
-        answers = self.keep / EXERCISE_ANSWERS
-        with (
-            Probe(plan.confinement, plan.profile, self.work, images.folder) as probe,
-            ExerciseRun(plan, notebooks, self.work, answers) as exercises,
-        ):
-            if MODEL_STAGES & notebooks.keys():
-                probe.start()  # its imports take seconds: they overlap with the first notebook
-            assessment = Assessment(plan, images, probe, self.work)
+        session, images = self.session, self._image_files
+        with ModelSandbox(
+            session.confinement, session.profile, self.work, images.folder, runtime=session.runtime
+        ) as sandbox:
+            if MODEL_STAGES & intake.notebooks.keys():
+                sandbox.start()  # its imports take seconds: they overlap with the first notebook
+            carry_forward = CarryForward(session.reference_run, self.work)
+            case = Case(sandbox, images, session.profile)
             for stage in STAGES:
-                if stage in plan.rubric.stages:
-                    self._grade_stage(stage, intake, assessment)
-                else:
-                    assessment.settle(stage, None)
-            self._on_stage("exercises")
-            begin = time.monotonic()
-            outputs = exercises.outputs()
-        self.measurements |= judge_exercises(plan.seed, outputs)
-        self._seconds["measure"] += time.monotonic() - begin
+                outputs = None
+                if stage in session.rubric.stages:
+                    outputs = self._grade_stage(stage, intake, carry_forward.inputs(stage), case)
+                carry_forward.advance(stage, outputs)
+                case.use_splits(carry_forward.artifacts["splits.json"])
+        keep_answers(self.keep / EXERCISE_ANSWERS, self._answers)
+        self.measurements |= measure_exercises(session.seed, self._answers)
 
-    def _grade_stage(self, stage: str, intake: Intake, assessment: Assessment) -> None:
-        """Run and measure one notebook, and decide what the later ones are given."""
+    def _grade_stage(
+        self, stage: str, intake: Intake, inputs: StageInputs, case: Case
+    ) -> StageOutputs | None:
+        """Run and measure one notebook; return what later ones may be given, None without it."""
         self._on_stage(stage)
-        given = assessment.given(stage)
         begin = time.monotonic()
-        record, made = self._run(stage, intake, given)
+        record, outputs = self._run(stage, intake, inputs, case.sandbox)
         ran = time.monotonic()
-        if made is None:
-            judgement = Judgement({}, False, record.reason)
+        if outputs is None:
+            measured = StageMeasurements({}, False, record.reason)
         else:
-            judgement = assessment.judge(stage, given, made)
+            measured = measure_stage(stage, case.of(inputs, outputs))
         self._seconds["notebooks"] += ran - begin
         self._seconds["measure"] += time.monotonic() - ran
-        self.measurements |= judgement.measurements
-        assessment.settle(stage, made if judgement.accepted else None)
-        self.records.append(replace(record, accepted=judgement.accepted, why_not=judgement.why_not))
+        self.measurements |= measured.measurements
+        self.records.append(replace(record, accepted=measured.accepted, why_not=measured.why_not))
+        return outputs if measured.accepted else None
 
-    def _run(self, stage: str, intake: Intake, given: Given) -> tuple[StageRecord, Made | None]:
-        """Run a stage's notebook; what it made is None where there was nothing to run."""
-        record = StageRecord(stage, "", used_reference=given.from_reference)
+    def _run(
+        self, stage: str, intake: Intake, inputs: StageInputs, sandbox: ModelSandbox
+    ) -> tuple[StageRecord, StageOutputs | None]:
+        """Run a stage's notebook; what it left is None where there was nothing to run."""
+        record = StageRecord(stage, "", used_reference=inputs.from_reference)
         if problem := intake.problems.get(stage):
             return replace(record, verdict=problem.verdict, reason=problem.reason), None
         found = intake.notebooks[stage]
-        try:
-            notebook = read_notebook(found.path)
-            prepared = prepare(notebook, reference_notebooks()[stage], self.plan.profile, "run")
-        except IntakeError as error:
-            return replace(record, verdict=INVALID, reason=str(error)), None
+        reference = reference_notebooks()[stage]
+        prepared = prepare(found.notebook, reference, self.session.profile, "run")
         job = Job(
             stage=stage,
             notebook=prepared.notebook,
-            required=prepared.required,
-            artifacts=given.artifacts,
-            repository=given.repository,
+            artifacts=inputs.artifacts,
+            repository=inputs.repository,
             folder=intake.folder,
             files=intake.other_files,
             beside=found.path.parent,
-            profile=self.plan.profile,
-            limits=self.plan.rubric.limits_for(self.plan.profile),
+            profile=self.session.profile,
+            limits=self.session.rubric.limits_for(self.session.profile),
             keep=self.keep / stage,
             parent=self.work,
-            home=self.plan.out / HOME,
+            home=self.session.out / HOME,
+            seed=self.session.seed,
+            exercises=[item.id for item in self.session.rubric.items if item.id in EXERCISES],
+            runtime=self.session.runtime,
         )
-        outcome, verdict, reason, made = run_notebook(job, self.plan.confinement)
+        ran = self._run_job(job, sandbox)
+        self._answers |= ran.answers
+        outcome, outputs = ran.outcome, ran.outputs
         return replace(
             record,
-            verdict=verdict,
-            reason=reason,
+            verdict=ran.verdict,
+            reason=ran.reason,
             seconds=round(outcome.seconds, 2),
             cpu_s=round(outcome.cpu_s, 2),
             peak_memory_mib=round(outcome.peak_memory_mib, 1),
-            artifacts=made.sha256,
+            artifacts=outputs.sha256,
             notes=[*([found.note] if found.note else []), *prepared.notes],
-        ), made
+        ), outputs
+
+    def _run_job(self, job: Job, sandbox: ModelSandbox) -> Ran:
+        """Run a notebook; where that ended as a busy machine may end it, once more and alone."""
+        turns = Turns(self.session.out)
+        with turns.take():
+            ran = run_notebook(job, self.session.confinement, sandbox.look_into)
+        if ran.verdict in AGAIN:
+            self._on_stage(f"{job.stage}, again and alone")
+            with turns.take(alone=True):
+                shutil.rmtree(job.keep, ignore_errors=True)
+                ran = run_notebook(job, self.session.confinement, sandbox.look_into)
+        return ran
 
 
 def scored(result: Result, rubric: Rubric) -> Result:
     """Return a result with the points that a rubric gives for its measurements."""
     items = rubric.score(result.measurements)
+    points = sum(item.points for item in items)
     return replace(
         result,
         items=items,
-        points=round(sum(item.points for item in items), 2),
+        points=round(points * (1 - (rubric.late_penalty if result.handed_in.late else 0)), 2),
         maximum=rubric.maximum,
         rubric_sha256=rubric.sha256,
     )

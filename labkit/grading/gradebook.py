@@ -1,88 +1,122 @@
-"""Results → gradebook.csv, and the same points as Canvas and Moodle import them."""
+"""Results → gradebook.csv; points and feedback as Canvas and Moodle take them."""
 
 import csv
 import io
+import re
+import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
 from labkit.grading.pages import by_name, carried, one_line, points_text, words_for
-from labkit.grading.results import FAILED, GRADED, Result
-from labkit.grading.roster import Person, read_roster, roster_key, without_submission
-from labkit.workspace import write_text
+from labkit.grading.results import GRADED, Result
+from labkit.grading.roster import CANVAS, MOODLE, Person, Roster, read_roster
+from labkit.grading.submission import safe_name
+from labkit.workspace import atomic_path, write_text
 
 NO_SUBMISSION: Final = "no submission"
+EXEMPT: Final = "exempt"
 # A cell that begins so is a formula to a spreadsheet; the last four are their full-width twins.
 FORMULA_STARTS: Final = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
+# So is what follows a sign at which some of them split a cell.
+_SPLIT_FORMULA: Final = re.compile(r"([;,|]\s*)(?=[=+\-@＝＋－＠])")
+WORKSHEET: Final = ("Identifier", "Full name", "Email address", "Status", "Grade",
+                    "Maximum Grade", "Feedback comments")  # fmt: skip
 
 
 def write_gradebooks(
     out: Path, results: Iterable[Result], rubric_title: str, roster: Path | None = None
 ) -> list[Path]:
-    """Write `gradebook.csv`, `canvas.csv` and `moodle.csv`.
+    """Write `gradebook.csv`, `canvas.csv`, `moodle.csv`, and Moodle's worksheet where it is used.
 
     Nothing in them depends on when or how fast the grading ran: the same points give the same
-    bytes. Canvas and Moodle get only points that can be trusted: whoever handed in nothing, or
-    met a failure of the grader, is left out there, so that an import overwrites nothing.
+    bytes. An import overwrites grades, so Canvas and Moodle get only points that can be trusted:
+    of whoever was rejected or met a failure of the grader the cell is empty.
 
     Args:
         out: Folder to write to.
         results: The class, in any order.
         rubric_title: Name of the assignment on the learning platform.
-        roster: CSV with the columns `student`, `name`, `email` and `id`; only the first is needed.
+        roster: See `read_roster`.
 
     Returns:
-        The three paths.
+        The paths.
 
     Raises:
         RosterError: the roster cannot be read, or names a student twice or not at all.
     """
     ordered = by_name(results)
-    people = read_roster(roster) if roster else {}
-    trusted = [result for result in ordered if result.status != FAILED]
+    people = read_roster(roster)
+    maximum = points_text(max((result.maximum for result in ordered), default=0.0))
+    lines = [(result, people.of(result) or _unknown(result)) for result in ordered]
+    absent = people.absent(ordered)
+    lines += [(_absent(person), person) for person in absent if person.exempt]
     tables = {
-        "gradebook.csv": _gradebook(ordered, people),
-        "canvas.csv": _canvas(trusted, people, rubric_title),
-        "moodle.csv": _moodle(trusted, people, rubric_title),
+        "gradebook.csv": _gradebook(ordered, people, maximum),
+        "canvas.csv": _canvas(lines, rubric_title, maximum),
+        "moodle.csv": _moodle(lines, rubric_title),
     }
+    if people.platform == MOODLE or any(r.handed_in.platform == MOODLE for r in ordered):
+        tables["moodle-worksheet.csv"] = _worksheet(lines, maximum)
     for name, rows in tables.items():
         write_text(out / name, _csv(rows))
     return [out / name for name in tables]
 
 
-def _gradebook(results: Sequence[Result], people: dict[str, Person]) -> list[list[str]]:
+def _unknown(result: Result) -> Person:
+    """Return what a submission itself says of a person who is not on the roster."""
+    user = result.handed_in.user
+    return Person(result.student, name=result.name, user=user)
+
+
+def _absent(person: Person) -> Result:
+    """Return what stands for a submission that is not there."""
+    return Result(person.shown, NO_SUBMISSION, "", exempt=person.exempt)
+
+
+def _grade(result: Result, exempt: str = "") -> str:
+    """Return the points to import; empty where there are none to be trusted."""
+    if result.exempt:
+        return exempt
+    return points_text(result.points) if result.status == GRADED else ""
+
+
+def _gradebook(results: Sequence[Result], people: Roster, maximum: str) -> list[list[str]]:
     """Return a row per student: status, total, every item, every verdict, notes."""
     items = list(dict.fromkeys(item.id for result in results for item in result.items))
     stages = list(dict.fromkeys(record.stage for result in results for record in result.stages))
-    identity = ["name", "email", "id"] if people else []
+    known = people or any(result.handed_in.user for result in results)
+    identity = ["name", "email", "id"] if known else []
     titles = ["student", *identity, "status", "total", "maximum", *items]
-    titles += [*(f"{stage} verdict" for stage in stages), "carried", "notes"]
+    titles += [*(f"{stage} verdict" for stage in stages), "late", "carried", "notes"]
     rows = {}
     for result in results:
-        person = people.get(roster_key(result.student), Person(result.student))
+        person = people.of(result) or _unknown(result)
         rows[result.student] = {
             **_identity(person),
             "student": result.student,
-            "status": result.status,
+            "status": EXEMPT if result.exempt else result.status,
             "total": points_text(result.points),
             "maximum": points_text(result.maximum),
             **{item.id: points_text(item.points) for item in result.items},
             **{f"{record.stage} verdict": record.verdict for record in result.stages},
+            "late": "late" if result.handed_in.late else "",
             "carried": "; ".join(carried(result)),
             "notes": " ".join(_notes(result)),
         }
-    maximum = points_text(max((result.maximum for result in results), default=0.0))
-    for person in without_submission(results, people):
-        status = {"status": NO_SUBMISSION, "total": "0", "maximum": maximum}
-        zeros = dict.fromkeys(items, "0")
-        rows[person.student] = {"student": person.student, **_identity(person), **status, **zeros}
+    for person in people.absent(results):
+        status = {"status": EXEMPT if person.exempt else NO_SUBMISSION, "maximum": maximum}
+        zeros = dict.fromkeys([*items, "total"], "" if person.exempt else "0")
+        student = person.student or person.name
+        rows[student] = {"student": student, **_identity(person), **status, **zeros}
     ordered = sorted(rows, key=lambda student: (student.casefold(), student))
     return [titles, *([rows[student].get(title, "") for title in titles] for student in ordered)]
 
 
 def _identity(person: Person) -> dict[str, str]:
-    """Return what the roster says of a person, as columns."""
-    return {"name": person.name, "email": person.email, "id": person.id}
+    """Return what is known of a person, as columns."""
+    email = person.email or (person.login if "@" in person.login else "")
+    return {"name": person.name, "email": email, "id": person.id or person.user}
 
 
 def _notes(result: Result) -> list[str]:
@@ -92,42 +126,52 @@ def _notes(result: Result) -> list[str]:
     return notes + [f"{record.stage}: {note}" for record in result.stages for note in record.notes]
 
 
-def _canvas(results: Sequence[Result], people: dict[str, Person], title: str) -> list[list[str]]:
+def _canvas(lines: Sequence[tuple[Result, Person]], title: str, maximum: str) -> list[list[str]]:
     """Return the layout of Canvas' gradebook import.
 
-    Canvas looks for a person by ID, its own number, which is unknown here and stays empty; then by
-    SIS User ID, SIS Login ID and name. A row whose first cell says "Points Possible" gives the
-    highest points, wherever it stands, so no student may be called that.
+    Canvas looks for a person by ID, its own number; then by SIS User ID, SIS Login ID and name. A
+    row whose first cell says "Points Possible" gives the highest points, wherever it stands, so no
+    student may be called that.
     """
-    maximum = points_text(max((result.maximum for result in results), default=0.0))
     rows = [
         ["Student", "ID", "SIS User ID", "SIS Login ID", "Section", title],
         ["Points Possible", "", "", "", "", maximum],
     ]
-    for result in results:
-        person = people.get(roster_key(result.student), Person(result.student))
+    for result, person in lines:
         name = (person.name or result.student).replace("Points Possible", "Points-Possible")
-        login = person.email or result.student
-        rows.append([name, "", person.id, login, "", points_text(result.points)])
+        login = person.login or person.email or ("" if person.user else result.student)
+        identity = [name, person.user, person.id, login, person.section]
+        rows.append([*identity, _grade(result, "EX")])
     return rows
 
 
-def _moodle(results: Sequence[Result], people: dict[str, Person], title: str) -> list[list[str]]:
+def _moodle(lines: Sequence[tuple[Result, Person]], title: str) -> list[list[str]]:
     """Return the layout of Moodle's grade import.
 
     On import, "Identify user by" is set to one of the first three columns. Grade and feedback are
     both there because Moodle clears the one that is left out.
     """
     rows = [["Username", "ID number", "Email address", title, f"{title} (Feedback)"]]
-    for result in results:
-        person = people.get(roster_key(result.student), Person(result.student))
-        identity = [result.student, person.id, person.email]
-        rows.append([*identity, points_text(result.points), _comment(result)])
+    for result, person in lines:
+        identity = [person.login or person.student or result.student, person.id, person.email]
+        rows.append([*identity, _grade(result), _comment(result)])
+    return rows
+
+
+def _worksheet(lines: Sequence[tuple[Result, Person]], maximum: str) -> list[list[str]]:
+    """Return Moodle's offline grading worksheet, which its assignments take back."""
+    rows = [list(WORKSHEET)]
+    for result, person in lines:
+        user = person.user or result.handed_in.user
+        identity = [f"Participant {user}" if user else "", person.shown, person.email]
+        rows.append([*identity, "", _grade(result), maximum, _comment(result)])
     return rows
 
 
 def _comment(result: Result) -> str:
     """Return the points per notebook in one line. Nothing in it was written by a student."""
+    if result.exempt:
+        return ""
     if result.status != GRADED:
         return f"{result.status}: nothing in the submission could be graded"
     parts = [f"{points_text(result.points)} of {points_text(result.maximum)} points."]
@@ -150,6 +194,47 @@ def _csv(rows: Iterable[Sequence[str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Return a cell on one line that no spreadsheet takes for a formula."""
-    line = one_line(text)
+    """Return a cell on one line that no spreadsheet takes for a formula, wherever it splits."""
+    line = _SPLIT_FORMULA.sub(r"\1'", one_line(text))
     return f"'{line}" if line.startswith(FORMULA_STARTS) else line
+
+
+ZIPS: Final = {CANVAS: "canvas-feedback.zip", MOODLE: "moodle-feedback.zip"}
+STAMP: Final = (1980, 1, 1, 0, 0, 0)  # the same feedback gives the same bytes
+
+
+def write_feedback_zips(out: Path, results: Iterable[Result], roster: Roster) -> list[Path]:
+    """Write a zip for each platform that the submissions, or the roster, come from.
+
+    Canvas takes a file whose name begins as that of a file handed in; Moodle a folder that is
+    called as the one in its download.
+    """
+    files: dict[str, list[tuple[str, bytes]]] = {}
+    for result in results:
+        folder = out / "feedback" / safe_name(result.student)
+        pages = sorted(folder.glob("*.html")) if folder.is_dir() else []
+        about, person = result.handed_in, roster.of(result)
+        platform, prefix = about.platform or roster.platform, about.prefix
+        if not prefix and platform == MOODLE and person and person.user:
+            prefix = f"{person.name}_{person.user}_assignsubmission_file_"
+        if not (pages and prefix and platform in ZIPS):
+            continue
+        if platform == MOODLE:
+            inside = [(f"{prefix}/{page.name}", page.read_bytes()) for page in pages]
+        else:
+            packed = _zip([(f"feedback/{page.name}", page.read_bytes()) for page in pages])
+            inside = [(f"{prefix}feedback.zip", packed)]
+        files.setdefault(platform, []).extend(inside)
+    for platform, content in files.items():
+        with atomic_path(out / ZIPS[platform]) as path:
+            path.write_bytes(_zip(content))
+    return [out / ZIPS[platform] for platform in files]
+
+
+def _zip(files: Iterable[tuple[str, bytes]]) -> bytes:
+    """Return a zip of these files."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files:
+            archive.writestr(zipfile.ZipInfo(name, STAMP), content, zipfile.ZIP_DEFLATED)
+    return stream.getvalue()

@@ -4,13 +4,17 @@ The notebook is hostile input: its kernel could write anything into it. So only 
 figures are shown; every text is escaped and cut; nothing in it reaches the page as HTML.
 """
 
+import base64
+import binascii
 import json
 import re
+import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
+import mistune
 from markupsafe import Markup, escape
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
@@ -18,11 +22,130 @@ from pygments.lexers import PythonLexer
 
 from labkit.chain import CellFinding, first_line_of
 from labkit.errors import LabError
-from labkit.grading.notebook_file import INJECTED
-from labkit.grading.notebook_output import Output, cut, error_line, read_output, text_of
-from labkit.grading.pages import environment
-from labkit.grading.printable import short_line
+from labkit.grading.notebook import INJECTED
+from labkit.grading.pages import environment, one_line
 from labkit.grading.results import OK
+from labkit.grading.untrusted import short_line
+
+MAX_TEXT_CHARS: Final = 20_000  # of one output, or of the source of one cell
+MAX_TEXT_LINES: Final = 200
+MAX_IMAGE_BYTES: Final = 2_000_000
+MAX_IMAGE_PIXELS: Final = 25_000_000  # a small PNG can unpack to gigabytes in a browser
+PNG_START: Final = b"\x89PNG\r\n\x1a\n"
+
+# What a terminal takes for colour and cursor: CSI sequences, OSC strings, two-character escapes.
+_ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\^_])")
+
+
+@dataclass(frozen=True)
+class Output:
+    """One output of a cell.
+
+    Attributes:
+        kind: `stdout`, `stderr`, `result` or `error`.
+        text: What is shown of its text.
+        image: Base64 of a PNG; empty for text.
+        left_out: A sentence on what is not shown; empty where everything is.
+    """
+
+    kind: str
+    text: str = ""
+    image: str = ""
+    left_out: str = ""
+
+
+def read_output(raw: Any) -> Output:
+    """Return one output as it is shown."""
+    raw = raw if isinstance(raw, dict) else {}
+    kind = raw.get("output_type")
+    if kind == "stream":
+        name = "stderr" if raw.get("name") == "stderr" else "stdout"
+        return _printed(name, text_of(raw.get("text")))
+    if kind == "error":
+        lines = raw.get("traceback")
+        lines = lines if isinstance(lines, list) else []
+        trace = "\n".join(line for line in lines if isinstance(line, str))
+        return _printed("error", trace or error_line(raw))
+    if kind in ("display_data", "execute_result"):
+        data = raw.get("data")
+        return _display(data if isinstance(data, dict) else {})
+    return Output("result", left_out="An output of unknown kind is not shown here.")
+
+
+def _display(data: dict[str, Any]) -> Output:
+    """Return what is shown of an output in several formats: a PNG, else its plain text."""
+    if "image/png" in data:
+        image = _png(text_of(data["image/png"]))
+        if image:
+            return Output("result", image=image)
+        return Output("result", left_out="A figure is not shown: it is damaged or too large.")
+    printed = _printed("result", text_of(data.get("text/plain")))
+    other = [one_line(name)[:60] for name in data if name != "text/plain"]
+    if not other:
+        return printed
+    left_out = f"{printed.left_out} Not shown here: {', '.join(other[:5])}.".strip()
+    return replace(printed, left_out=left_out)
+
+
+def error_line(raw: Any) -> str:
+    """Return name and message of an error output on one line; empty for any other output."""
+    if not isinstance(raw, dict) or raw.get("output_type") != "error":
+        return ""
+    name, message = text_of(raw.get("ename"))[:100], text_of(raw.get("evalue"))[:1000]
+    line = one_line(_terminal_text(f"{name or 'error'}: {message}"))
+    return line if len(line) <= 200 else f"{line[:200]} …"
+
+
+def _png(encoded: str) -> str:
+    """Return a PNG's base64, made anew from its bytes; empty where it is none, or too large."""
+    try:
+        content = base64.b64decode("".join(encoded.split()), validate=True)
+    except (binascii.Error, ValueError):
+        return ""
+    head = content[:24]  # signature, length and name of the first chunk, width, height
+    if len(head) < 24 or not head.startswith(PNG_START) or head[12:16] != b"IHDR":
+        return ""
+    width, height = struct.unpack(">II", head[16:24])
+    if len(content) > MAX_IMAGE_BYTES or width * height > MAX_IMAGE_PIXELS:
+        return ""
+    return base64.b64encode(content).decode()
+
+
+def text_of(value: Any) -> str:
+    """Return a notebook's text, which is a string or a list of strings."""
+    if isinstance(value, list):
+        return "".join(part for part in value if isinstance(part, str))
+    return value if isinstance(value, str) else ""
+
+
+def _printed(kind: str, text: str) -> Output:
+    """Return printed text as a terminal would leave it, cut."""
+    begin = text[: 10 * MAX_TEXT_CHARS]  # so that megabytes of colour codes cost nothing
+    shown, left_out = cut(_terminal_text(begin), len(text) - len(begin))
+    return Output(kind, shown, left_out=left_out)
+
+
+def _terminal_text(text: str) -> str:
+    """Return text without colours, and without what a carriage return wrote over."""
+    lines = _ANSI.sub("", text).split("\n")
+    return "\n".join(line.rstrip("\r").rsplit("\r", 1)[-1] for line in lines)
+
+
+def cut(text: str, missing: int = 0) -> tuple[str, str]:
+    """Cut a text to what a person would read.
+
+    Args:
+        text: Of any length.
+        missing: Characters that were cut off before.
+
+    Returns:
+        The beginning of the text, and a sentence on what is missing; empty when nothing is.
+    """
+    text = text.rstrip("\n")
+    shown = "\n".join(text.split("\n", MAX_TEXT_LINES)[:MAX_TEXT_LINES])[:MAX_TEXT_CHARS]
+    missing += len(text) - len(shown)
+    return shown, f"… {missing:,} more characters" if missing else ""
+
 
 MAX_FILE_BYTES: Final = 20_000_000
 MAX_PAGE_CHARS: Final = 6_000_000
@@ -31,28 +154,11 @@ MAX_OUTPUTS: Final = 40  # of one cell
 MOST_ERRORS: Final = 5  # listed on top of the page
 OF_PAPERMILL: Final = frozenset({INJECTED, "papermill-error-cell-tag"})  # tags of its own cells
 
-# Bold, then italics; what is between the marks holds no further mark.
-_EMPHASIS = re.compile(r"\*\*([^*]+)\*\*|\*(?=\S)([^*\n]+)(?<=\S)\*")
 _FORMATTER = HtmlFormatter(nowrap=True, style="default")
 
 
 class UnreadableNotebook(LabError):
     """An executed notebook that cannot be shown."""
-
-
-@dataclass(frozen=True)
-class Block:
-    """A piece of a markdown cell.
-
-    Attributes:
-        kind: `text`, `item` of a list, `heading` or `pre`.
-        text: Escaped.
-        level: Of a heading, from 1.
-    """
-
-    kind: str
-    text: Markup
-    level: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,7 +170,7 @@ class Cell:
             any other cell.
         is_code: Whether it is a code cell.
         code: Source, coloured.
-        blocks: A markdown cell's pieces.
+        text: A markdown cell's text as HTML; of a raw cell, as it stands.
         outputs: What it printed and drew.
         more_outputs: How many further outputs are not shown.
         left_out: A sentence on what is not shown of the source.
@@ -74,7 +180,7 @@ class Cell:
     number: int
     is_code: bool = False
     code: Markup = field(default_factory=Markup)
-    blocks: list[Block] = field(default_factory=list)
+    text: Markup = field(default_factory=Markup)
     outputs: list[Output] = field(default_factory=list)
     more_outputs: int = 0
     left_out: str = ""
@@ -84,7 +190,7 @@ class Cell:
     def size(self) -> int:
         """About how many characters of the page it takes."""
         outputs = sum(len(escape(out.text)) + len(out.image) + 200 for out in self.outputs)
-        return len(self.code) + sum(len(block.text) + 50 for block in self.blocks) + outputs + 200
+        return len(self.code) + len(self.text) + outputs + 200
 
 
 def render_notebook(
@@ -126,15 +232,14 @@ def render_notebook(
 def stopped_cell(path: Path) -> CellFinding | None:
     """Return the code cell at which a notebook was stopped; None where none shows it.
 
-    It is the one that papermill says is running, else the first that has no execution count.
+    It is the first that has no execution count.
     """
     try:
         code = [cell for cell in read_cells(path) if _is_counted(cell)]
     except UnreadableNotebook:
         return None
-    running = [place for place, cell in enumerate(code) if _is_running(cell)]
     silent = [place for place, cell in enumerate(code) if cell.get("execution_count") is None]
-    for place in running or silent:
+    for place in silent:
         first_line = short_line(first_line_of(text_of(code[place].get("source"))))
         return CellFinding(place + 1, len(code), first_line, ran=False)
     return None
@@ -144,12 +249,6 @@ def _is_counted(cell: Any) -> bool:
     """Return whether a cell has a number: a code cell that is not blank."""
     is_code = isinstance(cell, dict) and cell.get("cell_type") == "code"
     return is_code and bool(text_of(cell.get("source")).strip())
-
-
-def _is_running(cell: dict[str, Any]) -> bool:
-    """Return whether papermill last wrote that the cell was running."""
-    entry = _metadata(cell).get("papermill")
-    return isinstance(entry, dict) and entry.get("status") == "running"
 
 
 def _is_papermills(cell: Any) -> bool:
@@ -215,9 +314,9 @@ def _cell(number: int, raw: dict[str, Any]) -> Cell:
     source, left_out = cut(text_of(raw.get("source")))
     kind = raw.get("cell_type")
     if kind == "markdown":
-        return Cell(number, blocks=list(_blocks(source)), left_out=left_out)
+        return Cell(number, text=_text(source), left_out=left_out)
     if kind != "code":
-        return Cell(number, blocks=[Block("pre", escape(source))], left_out=left_out)
+        return Cell(number, text=Markup("<pre>{}</pre>").format(source), left_out=left_out)
     outputs = raw.get("outputs")
     outputs = outputs if isinstance(outputs, list) else []
     return Cell(
@@ -231,56 +330,36 @@ def _cell(number: int, raw: dict[str, Any]) -> Cell:
     )
 
 
-def _blocks(source: str) -> Iterator[Block]:
-    """Yield the pieces of a markdown cell, blank lines left out."""
-    kept: list[str] = []
-    kind = "blank"
-    for found, line in _lines(source):
-        goes_on = found == kind == "pre" or (found == "text" and kind in ("text", "item"))
-        if not goes_on:
-            yield from _block(kind, kept)
-            kept, kind = [], found
-        kept.append(line)
-    yield from _block(kind, kept)
+class _Inert(mistune.HTMLRenderer):
+    """Markdown without anything that leads out of the page."""
+
+    def link(self, text: str, url: str, title: str | None = None) -> str:
+        """Show a link's words."""
+        return text
+
+    def image(self, text: str, url: str, title: str | None = None) -> str:
+        """Show what stands for an image."""
+        return text
+
+    def strong(self, text: str) -> str:
+        """Show bold text."""
+        return f"<b>{text}</b>"
+
+    def emphasis(self, text: str) -> str:
+        """Show italics."""
+        return f"<i>{text}</i>"
+
+    def heading(self, text: str, level: int, **attributes: Any) -> str:
+        """Show a heading that is none of the page's own."""
+        return f'<p class="h h{level}">{text}</p>\n'
 
 
-def _lines(source: str) -> Iterator[tuple[str, str]]:
-    """Yield every line of markdown with its kind: a `Block.kind`, `fence` or `blank`."""
-    fenced = False
-    for line in source.split("\n"):
-        if line.lstrip().startswith("```"):
-            fenced = not fenced
-            yield "fence", ""
-        elif fenced or line.startswith("|"):
-            yield "pre", line
-        elif re.match(r"#{1,6} ", line):
-            yield "heading", line
-        elif re.match(r"\s*(?:[-*+]|\d{1,3}[.)]) ", line):
-            yield "item", line
-        else:
-            yield ("text" if line.strip() else "blank"), line
+_MARKDOWN = mistune.create_markdown(renderer=_Inert(escape=True), plugins=["table"])
 
 
-def _block(kind: str, lines: list[str]) -> Iterator[Block]:
-    """Yield the lines as one block, unless they are blank."""
-    text = "\n".join(lines)
-    if not text.strip():
-        return
-    if kind == "heading":
-        title = text.lstrip("#")
-        yield Block(kind, _inline(title.strip()), len(text) - len(title))
-    else:
-        yield Block(kind, escape(text) if kind == "pre" else _inline(text))
-
-
-def _inline(text: str) -> Markup:
-    """Return markdown with `code`, **bold** and *italics* marked, everything else escaped."""
-    marked = Markup()
-    for place, piece in enumerate(re.split(r"`([^`\n]+)`", text)):
-        if place % 2:
-            marked += Markup("<code>{}</code>").format(piece)
-            continue
-        for index, part in enumerate(_EMPHASIS.split(piece)):
-            tag = ("{}", "<b>{}</b>", "<i>{}</i>")[index % 3]
-            marked += Markup(tag).format(part) if part else ""
-    return marked
+def _text(source: str) -> Markup:
+    """Return markdown as HTML of which nothing is live; as it stands where it cannot be read."""
+    try:
+        return Markup(_MARKDOWN(source))
+    except (RecursionError, ValueError, IndexError):  # built to break a parser
+        return Markup("<pre>{}</pre>").format(source)

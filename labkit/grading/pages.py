@@ -12,8 +12,8 @@ from urllib.parse import quote
 import jinja2
 
 from labkit.grading import results
-from labkit.grading.intake import safe_name
 from labkit.grading.results import Result, StageRecord
+from labkit.grading.submission import safe_name
 from labkit.workspace import MADE_BY, write_text
 
 INDEX: Final = "index.html"
@@ -51,7 +51,7 @@ VERDICT_WORDS: Final[dict[str, Words]] = {
     ),
     results.STOPPED: Words(
         "stopped early",
-        "The kernel ended before the last cell; the cells after that did not run.",
+        "A cell ended the kernel; those after it ran in another kernel, as far as one started.",
         "stopped",
     ),
     results.TIMEOUT: Words(

@@ -2,27 +2,30 @@
 
 import shutil
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from labkit.grading.class_page import write_class_page
 from labkit.grading.feedback import write_feedback
-from labkit.grading.gradebook import write_gradebooks
-from labkit.grading.plan import Plan, locked
+from labkit.grading.grade import scored
+from labkit.grading.gradebook import write_feedback_zips, write_gradebooks
 from labkit.grading.results import Result, write_result
+from labkit.grading.roster import Roster, read_roster
+from labkit.grading.rubric import Rubric
+from labkit.grading.session import Session, locked
 
 ROSTER = "roster.csv"
 
 # Equal in every submission by construction: the data and the seed decide them.
-ALWAYS_EQUAL = ("splits.json", "configure.json", "model_repository/")
+ALWAYS_EQUAL = ("splits.json", "statistics.json", "configure.json", "model_repository/")
 
 
-def publish(plan: Plan, results: Sequence[Result], roster: Path | None = None) -> list[Path]:
+def publish(session: Session, results: Sequence[Result], roster: Path | None = None) -> list[Path]:
     """Write everything that is given back.
 
     Args:
-        plan: The grading.
+        session: The grading.
         results: Of all submissions.
         roster: CSV with identities for the gradebooks; it is kept, and used again when None.
 
@@ -32,34 +35,50 @@ def publish(plan: Plan, results: Sequence[Result], roster: Path | None = None) -
     Raises:
         GradingRuns: another process grades into the same folder.
     """
-    title, kept = plan.rubric.title, plan.out / ROSTER
+    title, kept = session.rubric.title, session.out / ROSTER
     if roster is not None and roster.resolve() != kept.resolve():
         shutil.copyfile(roster, kept)
     roster = kept if kept.is_file() else None
-    marked = mark_copies(results)
-    with locked(plan.out):
+    people = read_roster(roster)
+    named = [_named(result, people, session.rubric) for result in results]
+    marked = mark_copies(named, session.reference_files())
+    with locked(session.out):
         for result in marked:
-            write_result(plan.result_path(result.student), result)
-            write_feedback(plan.out, result, plan.evidence(result.student), title)
-        page = write_class_page(plan.out, marked, title, roster)
-        return [page, *write_gradebooks(plan.out, marked, title, roster)]
+            write_result(session.result_path(result.student), result)
+            write_feedback(session.out, result, session.evidence(result.student), title)
+        page = write_class_page(session.out, marked, title, roster)
+        tables = write_gradebooks(session.out, marked, title, roster)
+        return [page, *tables, *write_feedback_zips(session.out, marked, people)]
 
 
-def mark_copies(results: Sequence[Result]) -> list[Result]:
+def _named(result: Result, people: Roster, rubric: Rubric) -> Result:
+    """Return a result with what the roster says of the person."""
+    person = people.of(result)
+    if person is None:
+        return replace(result, name="", exempt=False)
+    late = result.handed_in.late or person.late
+    handed_in = replace(result.handed_in, late=late)
+    named = replace(result, name=person.name, exempt=person.exempt, handed_in=handed_in)
+    return scored(named, rubric) if late != result.handed_in.late else named
+
+
+def mark_copies(results: Sequence[Result], handed_out: Iterable[str] = ()) -> list[Result]:
     """Return the results with, for every artifact, the students whose file is the same.
 
-    Reported, never punished: training with a fixed seed gives equal files for equal code.
+    Reported, never punished: training with a fixed seed gives equal files for equal code. Files
+    that are the reference run's own, by their SHA-256, tell nothing.
     """
+    known = frozenset(handed_out)
     owners: dict[tuple[str, str], set[str]] = defaultdict(set)
     for result in results:
-        for name, digest in _own_files(result):
+        for name, digest in _own_files(result, known):
             owners[name, digest].add(result.student)
     return [
         replace(
             result,
             same_as={
                 name: sorted(owners[name, digest] - {result.student})
-                for name, digest in _own_files(result)
+                for name, digest in _own_files(result, known)
                 if len(owners[name, digest]) > 1
             },
         )
@@ -67,11 +86,11 @@ def mark_copies(results: Sequence[Result]) -> list[Result]:
     ]
 
 
-def _own_files(result: Result) -> list[tuple[str, str]]:
+def _own_files(result: Result, known: frozenset[str]) -> list[tuple[str, str]]:
     """Return (artifact, SHA-256) of the files that tell one submission from another."""
     return [
         (name, digest)
         for record in result.stages
         for name, digest in record.artifacts.items()
-        if not name.startswith(ALWAYS_EQUAL)
+        if not name.startswith(ALWAYS_EQUAL) and digest not in known
     ]

@@ -6,6 +6,7 @@ ignores stay out too; one that git does not track yet goes in, and a warning nam
 
 import logging
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -13,15 +14,96 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import jinja2
 import nbformat
 from nbformat import NotebookNode
 
 from labkit.chain import PRACTICE, STAGES
-from labkit.grading.student_notebook import ReleaseError, exercises_of, release_notebook
-from labkit.grading.student_texts import student_makefile, student_readme
+from labkit.grading.limits import LIMITS
+from labkit.grading.student_notebook import STUB, ReleaseError, exercises_of, release_notebook
+from labkit.profiles import PROFILES
 from labkit.workspace import project_root
+
+TARGETS: Final = (
+    "help",
+    "env",
+    "data",
+    "server",
+    "lab",
+    "jupyter",
+    "doctor",
+    "drills",
+    "clean",
+    "clean-all",
+)
+# What `make help` puts first: for the project, then for students.
+MATTERS: Final = ("make lab   and   make test", "make jupyter   and   make lab PROFILE=smoke")
+
+
+def student_makefile(text: str) -> str:
+    """Return the project's Makefile with the students' targets only.
+
+    A line that names a target which is left out (`make test`) goes too.
+
+    Raises:
+        ReleaseError: a target that students need is missing.
+    """
+    rule = re.compile(r"([a-z][a-z-]*):(?!=)")
+    found = {match[1] for line in text.splitlines() if (match := rule.match(line))}
+    if missing := [target for target in TARGETS if target not in found]:
+        raise ReleaseError(f"Makefile: got no target {', '.join(missing)}, which students need")
+    left_out = sorted(found - set(TARGETS))
+    mention = re.compile(rf"\bmake ({'|'.join(left_out)})\b" if left_out else r"(?!)")
+    kept, keeping = [], True
+    for line in text.replace(*MATTERS).splitlines():
+        match = rule.match(line)
+        if match or not line.startswith("\t"):
+            keeping = not match or match[1] in TARGETS
+        if line.startswith(".PHONY:"):
+            kept.append(".PHONY: " + " ".join(TARGETS))
+        elif keeping and not mention.search(line):
+            kept.append(line)
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(kept)).rstrip() + "\n"
+
+
+def student_readme(notebooks: dict[str, NotebookNode]) -> str:
+    """Return the README of the student edition.
+
+    Args:
+        notebooks: Stage → released notebook.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("labkit.grading", "templates"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # Markdown, from texts of the project itself
+    )
+    return environment.get_template("student_readme.md").render(
+        notebooks=[_summary(stage, notebooks[stage]) for stage in STAGES],
+        practice=[_summary(stage, notebooks[stage]) for stage in PRACTICE],
+        limits=LIMITS["smoke"],
+        smoke=PROFILES["smoke"],
+    )
+
+
+def _summary(stage: str, notebook: NotebookNode) -> dict[str, Any]:
+    """Return what the README says about a notebook: title and table of its first cell, stubs."""
+    lines = notebook.cells[0].source.splitlines()
+    table = [line.strip("|").split("|") for line in lines if line.startswith("|")]
+    writes, takes = table[-1][1:3] if table and len(table[-1]) >= 3 else ("", "")
+    functions = STUB.findall("\n".join(cell.source for cell in notebook.cells))
+    return {
+        "stage": stage,
+        "title": lines[0].split("·", 1)[-1].strip("# "),
+        "functions": ", ".join(f"`{name}`" for name in functions),
+        "writes": writes.strip(),
+        "takes": takes.strip(),
+    }
+
 
 log = logging.getLogger(__name__)
 
@@ -49,13 +131,21 @@ COPIED: Final = (
     "docker/monitoring/**/*.md",
     "docker/monitoring/**/*.y*ml",
     "labkit/**/*.py",
+    "labkit/backends/README.md",
     "labkit/py.typed",
+    "labkit/server/native/*.sha256",
     "labkit/templates/*",
     "model_repository/*/config.pbtxt",
     "model_repository/*/labels.txt",
     "tools/make_env.sh",
 )
-HIDDEN: Final = ("labkit/grading/", "labkit/plots/grading.py")
+# Not for students, or made by notebook 10 where the notebooks were run.
+HIDDEN: Final = (
+    "labkit/grading/",
+    "labkit/plots/grading.py",
+    "model_repository/cifar10_pipeline/",
+    "model_repository/cifar10_preprocess/",
+)
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,17 @@
 """What grading writes down about one submission: the records behind every page and table."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from pathlib import Path
 from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from labkit.errors import LabError
 from labkit.workspace import read_json, write_json
 
-SCHEMA = 1
+SCHEMA = 2
+CLOSED = ConfigDict(extra="forbid")
 
 # Verdicts of one notebook. Every notebook of every submission ends with exactly one of them.
 OK = "ok"  # every cell ran without an error
@@ -22,6 +26,7 @@ OUTPUT = "output"  # printed too much
 MISSING = "missing"  # no such notebook
 AMBIGUOUS = "ambiguous"  # several notebooks could be it
 INVALID = "invalid"  # not a notebook
+SHORTAGE = "shortage"  # of the machine; never the verdict of a notebook
 GRADER_ERROR = "grader_error"  # the grader's own fault; look at its log
 VERDICTS = (
     OK, ERROR, STOPPED, TIMEOUT, CPU, OOM, PROCESSES, DISK, OUTPUT,
@@ -38,7 +43,7 @@ class ResultError(LabError):
     """A result file that is not one, or is of another version."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CLOSED)
 class Measurement:
     """One thing measured about a submission.
 
@@ -52,7 +57,7 @@ class Measurement:
     detail: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CLOSED)
 class StageRecord:
     """What became of one notebook of a submission.
 
@@ -83,7 +88,7 @@ class StageRecord:
     notes: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CLOSED)
 class ItemResult:
     """Points for one item of the rubric.
 
@@ -110,7 +115,24 @@ class ItemResult:
     value: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CLOSED)
+class HandedIn:
+    """What a learning platform says of a submission.
+
+    Attributes:
+        platform: `canvas`, `moodle`, or empty.
+        user: Its own number for the person.
+        prefix: What it expects before the names of files that are given back.
+        late: Whether it was late.
+    """
+
+    platform: str = ""
+    user: str = ""
+    prefix: str = ""
+    late: bool = False
+
+
+@dataclass(frozen=True, config=CLOSED)
 class Result:
     """Everything about one graded submission; `results/<student>.json`.
 
@@ -128,11 +150,14 @@ class Result:
             punished: equal code on equal data gives equal files.
         submission_sha256: Over the submitted files: tells a resubmission from a repetition.
         rubric_sha256: Of the rubric that gave the points.
-        judge_sha256: Of the programs that measured; another one measures anew in a regrade.
+        measure_sha256: Of the programs that measured; another one measures anew in a regrade.
         seed: Chooses the held-out images and the inputs of the exercises.
         isolation: How student code was confined, such as `bubblewrap 0.11.0`, or `none`.
         environment: CPU, cores, memory, versions.
         timings: Step → seconds: `notebooks`, `measure`, `total`.
+        handed_in: What a learning platform says of it.
+        name: The person's, as the roster has it; pages and tables show it.
+        exempt: Whether the roster says that no points are to be given.
     """
 
     student: str
@@ -148,11 +173,19 @@ class Result:
     same_as: dict[str, list[str]] = field(default_factory=dict)
     submission_sha256: str = ""
     rubric_sha256: str = ""
-    judge_sha256: str = ""
+    measure_sha256: str = ""
     seed: int = 0
     isolation: str = ""
     environment: dict[str, Any] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)
+    handed_in: HandedIn = HandedIn()
+    name: str = ""
+    exempt: bool = False
+
+    @property
+    def shown(self) -> str:
+        """Whom a page or table is about: the name of the roster, else the submission's."""
+        return self.name or self.student
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as plain lists, dicts, strings and numbers."""
@@ -170,14 +203,12 @@ class Result:
         if version != SCHEMA:
             raise ResultError(f"got a result of schema {version}, expected {SCHEMA}: grade anew")
         try:
-            fields["stages"] = [StageRecord(**entry) for entry in fields["stages"]]
-            fields["items"] = [ItemResult(**entry) for entry in fields["items"]]
-            fields["measurements"] = {
-                name: Measurement(**entry) for name, entry in fields["measurements"].items()
-            }
-            return cls(**fields)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ResultError(f"got a damaged result ({error}): grade anew") from error
+            return TypeAdapter(cls).validate_python(fields)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            what = f"{where}: {first['msg']}"
+            raise ResultError(f"got a damaged result ({what}): grade anew") from error
 
     def carried(self) -> list[str]:
         """Return the stages whose own artifacts were replaced by the reference's later on."""
@@ -187,6 +218,7 @@ class Result:
 def write_result(path: Path, result: Result) -> None:
     """Write `results/<student>.json`, all or nothing."""
     write_json(path, result.to_json())
+    path.chmod(0o600)  # the seed is in it
 
 
 def read_result(path: Path) -> Result:

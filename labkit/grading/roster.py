@@ -1,14 +1,94 @@
-"""The roster: whose submission is whose, from a CSV file that the instructor keeps."""
+"""Whose submission is whose: what platforms write into the names of files, and the roster."""
 
 import csv
 import io
+import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from labkit.errors import LabError
 from labkit.grading.results import Result
+
+CANVAS, MOODLE = "canvas", "moodle"
+# exampleada_LATE_12345_67890_03_export-1.ipynb: whose, late, user, submission, file.
+_CANVAS: Final = re.compile(
+    r"(?P<name>.+?)_(?:(?P<late>LATE)_)?(?P<user>\d+)_(?P<submission>\d+)_(?P<file>.+)",
+    re.DOTALL,
+)
+# Jane Doe_12345_assignsubmission_file_: a folder, or in front of the file's name.
+_MOODLE: Final = re.compile(
+    r"(?P<name>.+)_(?P<user>\d+)_assignsubmission_(?P<what>file|onlinetext)_?(?P<file>.*)",
+    re.DOTALL,
+)
+# Canvas counts what was handed in again under the same name.
+_AGAIN: Final = re.compile(r"-(\d+)(?=(\.[A-Za-z0-9]+)+$|$)")
+
+
+@dataclass(frozen=True)
+class Name:
+    """What the name of a file or folder says.
+
+    Attributes:
+        platform: `canvas` or `moodle`.
+        person: As the platform writes the name.
+        user: The platform's own number for the person.
+        prefix: What it expects before the name of a file that is given back.
+        file: The file's own name; empty for a folder.
+        again: How often it was handed in before.
+        late: Whether the platform says so.
+        is_text: Whether it is what was typed into a field, and no file.
+    """
+
+    platform: str
+    person: str
+    user: str
+    prefix: str
+    file: str
+    again: int = 0
+    late: bool = False
+    is_text: bool = False
+
+
+def read_name(name: str) -> Name | None:
+    """Return what a name says; None where no platform has written it."""
+    if match := _MOODLE.fullmatch(name):
+        prefix = name[: len(name) - len(match["file"])] if match["file"] else name
+        is_text = match["what"] == "onlinetext"
+        return Name(MOODLE, match["name"], match["user"], prefix, match["file"], is_text=is_text)
+    match = _CANVAS.fullmatch(name)
+    if match and name.endswith(".zip") and min(map(len, match.group("user", "submission"))) < 3:
+        return None  # a date, in the name of somebody's own zip
+    if match:
+        again = _AGAIN.search(match["file"])
+        return Name(
+            CANVAS,
+            match["name"],
+            match["user"],
+            name[: match.start("file")],
+            _AGAIN.sub("", match["file"]),
+            int(again[1]) if again else 0,
+            bool(match["late"]),
+        )
+    return None
+
+
+POINTS_POSSIBLE: Final = "points possible"  # a row of Canvas' gradebook that is no student
+TEST_STUDENTS: Final = frozenset({"student, test", "test student"})
+YES: Final = frozenset({"x", "yes", "y", "true", "1", "ex", "exempt", "excused"})
+# Column of a file → what it is of a person.
+CANVAS_COLUMNS: Final = {
+    "student": "name", "id": "user", "sis user id": "id", "sis login id": "login",
+    "section": "section", "email": "email", "exempt": "exempt",
+}  # fmt: skip
+MOODLE_COLUMNS: Final = {
+    "identifier": "user", "full name": "name", "first name": "first", "last name": "last",
+    "surname": "last", "id number": "id", "email address": "email", "username": "login",
+    "status": "status", "exempt": "exempt",
+}  # fmt: skip
+OWN_COLUMNS: Final = ("student", "name", "email", "id", "exempt")
 
 
 class RosterError(LabError):
@@ -20,27 +100,84 @@ class Person:
     """One line of the roster.
 
     Attributes:
-        student: Name of the person's submission.
+        student: Name of the person's submission, where the roster says it.
         name: Full name, as the learning platform has it.
         email: Address; also the login, where the platform takes one.
         id: The institution's number for the person.
+        user: The platform's own number.
+        login: What the person signs in with.
+        section: Of the course.
+        exempt: Whether no points are to be given.
+        late: Whether the platform says so.
     """
 
-    student: str
+    student: str = ""
     name: str = ""
     email: str = ""
     id: str = ""
+    user: str = ""
+    login: str = ""
+    section: str = ""
+    exempt: bool = False
+    late: bool = False
+
+    @property
+    def shown(self) -> str:
+        """The name, else that of the submission."""
+        return self.name or self.student
 
 
-def read_roster(path: Path) -> dict[str, Person]:
-    """Read who is in the class.
+class Roster:
+    """Everybody in the class.
 
-    Returns:
-        The submission's name, as `roster_key` writes it → the person.
+    Args:
+        people: In the order of the file.
+        platform: Whose export it is; empty for the instructor's own.
+    """
+
+    def __init__(self, people: Iterable[Person] = (), platform: str = "") -> None:
+        self.people, self.platform = tuple(people), platform
+
+    def __bool__(self) -> bool:
+        return bool(self.people)
+
+    def of(self, result: Result) -> Person | None:
+        """Return whose submission it is; None where that is not clear.
+
+        By the submission's own name, by the platform's number, and by the person's name, in either
+        order and as Canvas writes it into the names of files.
+        """
+        own, user = roster_key(result.student), result.handed_in.user
+        tests = (
+            lambda p: bool(p.student) and roster_key(p.student) == own,
+            lambda p: bool(p.user and user) and p.user == user,
+            lambda p: bool(p.name) and _squashed(own) in _spellings(p.name),
+        )
+        for test in tests:
+            found = [person for person in self.people if test(person)]
+            if len(found) == 1:
+                return found[0]
+        return None
+
+    def absent(self, results: Iterable[Result]) -> list[Person]:
+        """Return who is on the roster and handed in nothing, by name."""
+        present = {id(person) for result in results if (person := self.of(result))}
+        absent = [person for person in self.people if id(person) not in present]
+        return sorted(absent, key=lambda person: (person.shown.casefold(), person.shown))
+
+
+def read_roster(path: Path | None) -> Roster:
+    """Read who is in the class; nobody where there is no file.
+
+    Args:
+        path: The instructor's own (`student`, `name`, `email`, `id`, `exempt`; only the first is
+            needed), Canvas' export of its gradebook, or Moodle's grading worksheet or gradebook.
 
     Raises:
-        RosterError: the file cannot be read, has no column `student`, or a student twice.
+        RosterError: the file cannot be read, has no column that names people, or a student twice.
     """
+    if path is None:
+        return Roster()
     try:
         text = path.read_text(encoding="utf-8-sig")
         lines = csv.reader(io.StringIO(text, newline=""), strict=True)
@@ -50,32 +187,66 @@ def read_roster(path: Path) -> dict[str, Person]:
             f"the roster {path} cannot be read ({error}): save it as CSV, comma-separated, UTF-8"
         ) from error
     header = [title.lower() for title in rows[0]] if rows else []
-    if "student" not in header:
+    platform, columns = _columns(header)
+    if not columns:
         raise RosterError(
             f"the roster {path} has the columns {', '.join(header) or '(none)'}; expected "
-            "student, name, email, id: `student` is the name of the submission's folder"
+            "student, name, email, id: `student` is the name of the submission's folder; or the "
+            "gradebook that Canvas or Moodle exports"
         )
-    people: dict[str, Person] = {}
+    people: list[Person] = []
+    seen: set[str] = set()
     for number, row in enumerate(rows[1:], start=2):
-        if any(row):
-            person = _person(path, number, dict(zip(header, row, strict=False)))
-            if roster_key(person.student) in people:
-                raise RosterError(
-                    f"the roster {path} names {person.student} twice, again in row {number}: "
-                    "keep one of the rows"
-                )
-            people[roster_key(person.student)] = person
-    return people
+        fields = {columns[title]: cell for title, cell in zip(header, row, strict=False)
+                  if title in columns}  # fmt: skip
+        if not any(row) or (platform and not _is_person(fields)):
+            continue
+        person = _person(fields)
+        if not (person.name if platform else person.student):
+            raise RosterError(
+                f"the roster {path} has no student in row {number}: enter the submission's name"
+            )
+        key = roster_key(person.student) or f"{person.user} {person.name}"
+        if key in seen:
+            raise RosterError(
+                f"the roster {path} names {person.shown} twice, again in row {number}: "
+                "keep one of the rows"
+            )
+        seen.add(key)
+        people.append(person)
+    return Roster(people, platform)
 
 
-def _person(path: Path, number: int, row: dict[str, str]) -> Person:
-    """Return one line of the roster; `number` is its place in the file, from 1."""
-    if not row.get("student"):
-        raise RosterError(
-            f"the roster {path} has no student in row {number}: enter the submission's name"
-        )
-    fields = {key: row.get(key, "") for key in ("student", "name", "email", "id")}
-    return Person(**fields)
+def _columns(header: list[str]) -> tuple[str, Mapping[str, str]]:
+    """Return whose export a file is, and what its columns are; none where it is not clear."""
+    if "student" in header and {"sis user id", "sis login id", "section"} & set(header):
+        return CANVAS, CANVAS_COLUMNS
+    if {"full name", "first name", "identifier"} & set(header):
+        return MOODLE, MOODLE_COLUMNS
+    return "", {title: title for title in OWN_COLUMNS} if "student" in header else {}
+
+
+def _is_person(fields: Mapping[str, str]) -> bool:
+    """Return whether a row of an export is about a person."""
+    name = fields.get("name", "").casefold()
+    named = bool(name) and name not in TEST_STUDENTS and not name.startswith(POINTS_POSSIBLE)
+    return named or bool(fields.get("last"))
+
+
+def _person(fields: Mapping[str, str]) -> Person:
+    """Return one line of the roster."""
+    first_last = f"{fields.get('first', '')} {fields.get('last', '')}".strip()
+    return Person(
+        student=fields.get("student", ""),
+        name=fields.get("name", "") or first_last,
+        email=fields.get("email", ""),
+        id=fields.get("id", ""),
+        user=re.sub(r"\D", "", fields.get("user", "")),  # Moodle writes "Participant 12345"
+        login=fields.get("login", ""),
+        section=fields.get("section", ""),
+        exempt=fields.get("exempt", "").casefold() in YES,
+        late="late" in fields.get("status", "").casefold(),
+    )
 
 
 def roster_key(student: str) -> str:
@@ -83,8 +254,13 @@ def roster_key(student: str) -> str:
     return unicodedata.normalize("NFC", student.strip())
 
 
-def without_submission(results: Iterable[Result], people: dict[str, Person]) -> list[Person]:
-    """Return who is on the roster and handed in nothing, by the submission's name."""
-    handed_in = {roster_key(result.student) for result in results}
-    absent = [person for key, person in people.items() if key not in handed_in]
-    return sorted(absent, key=lambda person: (person.student.casefold(), person.student))
+def _squashed(name: str) -> str:
+    """Return the letters of a name alone, as Canvas writes it into the names of files."""
+    plain = unicodedata.normalize("NFKC", name).casefold()
+    return "".join(char for char in plain if char.isalnum())
+
+
+def _spellings(name: str) -> set[str]:
+    """Return a name's letters in every order of first and last name."""
+    words = name.replace(",", " ").split()
+    return {_squashed("".join(words[at:] + words[:at])) for at in range(len(words))}

@@ -1,25 +1,31 @@
 """The rubric: which measurements are worth how many points."""
 
 import hashlib
-import math
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
 
 from labkit.chain import STAGES
 from labkit.errors import UsageError
 from labkit.grading.exercises import EXERCISES
-from labkit.grading.judge import MEASURES
 from labkit.grading.limits import LIMITS, Limits
+from labkit.grading.measure import MEASURES
 from labkit.grading.results import ItemResult, Measurement
 from labkit.profiles import PROFILES, preset
 
 RUBRIC = Path(__file__).parent / "rubric.toml"
 DIGITS = 2  # of points
-KNOWN = ", ".join(PROFILES)
-KINDS: dict[Any, str] = {str: "text", bool: "true or false", float: "a number"}
+UNLOCKS = "solve the exercises beside it"  # hint of what they hold back
+AS_WRITTEN = ConfigDict(strict=True, extra="forbid")  # a number in quotes is no number
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Tables = TypeAdapter(dict[str, dict[str, dict[str, Any]]])  # an item's values for profiles
+MOST_TOLD = 3  # things that are wrong, in one message
 
 # Everything that is measured → the notebook that it belongs to.
 MEASURED = {name: stage for stage, names in MEASURES.items() for name in names} | EXERCISES
@@ -29,7 +35,7 @@ class RubricError(UsageError):
     """A rubric file that cannot be used."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=AS_WRITTEN)
 class Item:
     """One line of the rubric.
 
@@ -48,12 +54,22 @@ class Item:
     id: str
     stage: str
     title: str
-    points: float
-    full: float = 1.0
-    zero: float = 0.0
+    points: Annotated[Finite, Field(ge=0)]
+    full: Finite = 1.0
+    zero: Finite = 0.0
     partial: bool = True
     visible: bool = True
     hint: str = ""
+
+    @model_validator(mode="after")
+    def _is_measured(self) -> "Item":
+        if self.id not in MEASURED:
+            raise ValueError(f"nothing measures it; expected one of: {', '.join(MEASURED)}")
+        if self.stage != MEASURED[self.id]:
+            raise ValueError(f"got stage {self.stage!r}, expected {MEASURED[self.id]!r}")
+        if self.full == self.zero:
+            raise ValueError(f"got full {self.full} and zero {self.zero}, expected them to differ")
+        return self
 
     def share(self, value: float | None) -> float:
         """Return the share of the points, in [0, 1], that a measured value is worth."""
@@ -63,7 +79,7 @@ class Item:
         return share if self.partial or share == 1.0 else 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=AS_WRITTEN)
 class Rubric:
     """All items, and the limits under which notebooks run.
 
@@ -74,13 +90,15 @@ class Rubric:
         sha256: Of the file, to tell which rubric gave which points.
         exercises_for_full: Share of a notebook's exercise points, in [0, 1], from which on what the
             notebook makes counts in full; below, in proportion. 0: always in full.
+        late_penalty: Share of all points, in [0, 1], that a late submission loses.
     """
 
     title: str
-    items: tuple[Item, ...]
-    limits: Mapping[str, float] = field(default_factory=dict)
+    items: Annotated[tuple[Item, ...], Field(strict=False)]
+    limits: Mapping[str, Any] = field(default_factory=dict)
     sha256: str = ""
-    exercises_for_full: float = 0.0
+    exercises_for_full: Share = 0.0
+    late_penalty: Share = 0.0
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -119,7 +137,7 @@ class Rubric:
         points = round(share * item.points, DIGITS)
         told = f"counts {share:.0%}, as {solved:.0%} of this notebook's exercises are solved"
         reason = f"{item.reason}; {told}" if item.reason else told
-        return replace(item, points=points, reason=reason, hint="solve the exercises beside it")
+        return replace(item, points=points, reason=reason, hint=UNLOCKS)
 
 
 def _score(item: Item, measured: Measurement | None) -> ItemResult:
@@ -157,67 +175,48 @@ def load_rubric(path: Path | None = None, profile: str = "smoke") -> Rubric:
         document = tomllib.loads(content.decode("utf-8-sig"))
     except (OSError, ValueError) as error:
         raise RubricError(f"the rubric {path} cannot be read: {error}") from error
-    entries = document.get("item")
+    entries = document.pop("item", None)
     if not isinstance(entries, list) or not entries:
         raise RubricError(f"{path.name} has no item; expected [[item]] with id, stage, points …")
     items = tuple(_item(entry, profile, path.name) for entry in entries)
     ids = [item.id for item in items]
     if twice := sorted({name for name in ids if ids.count(name) > 1}):
         raise RubricError(f"{path.name} has two items {', '.join(twice)}; each id may stand once")
-    limits = document.get("limits", {})
-    if not isinstance(limits, dict):
-        raise RubricError(f"{path.name}: got limits {limits!r}, expected one table [limits]")
-    LIMITS[profile].changed(limits)  # says what is wrong before anything is graded
-    title = document.get("title", "Deploying a model")
-    share = document.get("exercises_for_full", 0.0)
-    if not _is_a(float, share) or not 0 <= share <= 1:
-        raise RubricError(
-            f"{path.name}: got exercises_for_full {share!r}, expected a share from 0 to 1"
-        )
-    return Rubric(str(title), items, limits, hashlib.sha256(content).hexdigest(), share)
+    rest = {"title": "Deploying a model", **document, "sha256": hashlib.sha256(content).hexdigest()}
+    try:
+        rubric = Rubric(**rest, items=items)
+    except ValidationError as error:
+        raise RubricError(f"{path.name}: {_told(error)}") from None
+    rubric.limits_for(profile)  # says what is wrong before anything is graded
+    return rubric
 
 
 def _item(entry: Any, profile: str, file: str) -> Item:
-    """Make an item of a table of the file."""
+    """Make an item of a table of the file, with its values for one profile.
+
+    Those stand in tables of their own, such as [item.profile.smoke].
+    """
     values = dict(entry) if isinstance(entry, dict) else {}
     where = f"{file}, item {values.get('id', 'without an id')}"
-    values |= _special(values.pop("profile", {}), profile, where)
-    names = [part.name for part in fields(Item)]
-    if unknown := sorted(set(values) - set(names)):
-        known = ", ".join(names)
-        raise RubricError(f"{where}: got {', '.join(unknown)}, expected some of: {known}")
-    if missing := sorted({"id", "stage", "title", "points"} - set(values)):
-        raise RubricError(f"{where}: {', '.join(missing)} missing")
-    item = Item(**values)
-    for part in fields(item):
-        value = getattr(item, part.name)
-        if not _is_a(part.type, value):
-            kind = KINDS[part.type]
-            raise RubricError(f"{where}: got {part.name} {value!r}, expected {kind}")
-    if item.id not in MEASURED:
-        known = ", ".join(MEASURED)
-        raise RubricError(f"{where}: nothing measures it; expected one of: {known}")
-    if item.stage != MEASURED[item.id]:
-        raise RubricError(f"{where}: got stage {item.stage!r}, expected {MEASURED[item.id]!r}")
-    if item.points < 0 or item.full == item.zero:
-        raise RubricError(
-            f"{where}: got points {item.points}, full {item.full}, zero {item.zero}; "
-            "expected points ≥ 0, and full and zero to differ"
-        )
-    return item
+    try:
+        tables = Tables.validate_python({"profile": values.pop("profile", {})})["profile"]
+        if unknown := sorted(set(tables) - set(PROFILES)):
+            known = ", ".join(PROFILES)
+            raise RubricError(f"{where}: got profile {unknown[0]!r}, expected {known}")
+        return Item(**{**values, **tables.get(profile, {})})
+    except ValidationError as error:
+        raise RubricError(f"{where}: {_told(error)}") from None
 
 
-def _special(tables: Any, profile: str, where: str) -> dict[str, Any]:
-    """Return an item's values for one profile, such as those of [item.profile.smoke]."""
-    if not isinstance(tables, dict) or not all(isinstance(t, dict) for t in tables.values()):
-        raise RubricError(f"{where}: got profile {tables!r}, expected [item.profile.smoke] …")
-    if unknown := sorted(set(tables) - set(PROFILES)):
-        raise RubricError(f"{where}: got profile {unknown[0]!r}, expected {KNOWN}")
-    return tables.get(profile, {})
-
-
-def _is_a(kind: Any, value: Any) -> bool:
-    """Return whether a value of the file is text, a truth value, or a finite number."""
-    if kind is not float:
-        return type(value) is kind
-    return type(value) in (int, float) and abs(value) < math.inf
+def _told(error: ValidationError) -> str:
+    """Return what is wrong, a few words for each place."""
+    told = []
+    for found in error.errors()[:MOST_TOLD]:
+        place, message = ".".join(map(str, found["loc"])), found["msg"]
+        if found["type"] == "value_error":
+            told.append(message.removeprefix("Value error, "))
+        elif found["type"] in ("unexpected_keyword_argument", "missing"):
+            told.append(f"{place}: {message}")
+        else:
+            told.append(f"got {place} {found['input']!r}: {message}")
+    return "; ".join(told)

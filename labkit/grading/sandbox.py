@@ -8,24 +8,30 @@ all of them.
 
 import contextlib
 import json
+import math
 import os
+import select
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import islice
 from pathlib import Path
+from typing import Any, Self
 
 import psutil
 
 import labkit
 from labkit.chain import end_with_parent, stopped_at_the_end
 from labkit.errors import LabError
-from labkit.grading import confined
-from labkit.grading.limits import MIB, Limits
-from labkit.grading.watch import Outcome, Watch, descendants, wait
+from labkit.grading.inside import confined
+from labkit.grading.limits import MIB, Limits, Scope
+from labkit.grading.results import OK
+from labkit.grading.watch import POLL_S, Outcome, Watch, descendants
 
 BUBBLEWRAP, NONE = "bubblewrap", "none"
 LAB, TMP, HOME, ENTRY = "/lab", "/tmp", "/home/student", "/entry.py"  # as seen from inside
@@ -203,8 +209,8 @@ def _mounts(sandbox: Sandbox) -> list[str]:
     hidden = str(package / "grading")
     line, made = [], {"/", "/proc", "/dev"}
     for path in sorted({*binds, hidden}, key=lambda path: (path.count("/"), path)):
-        # In a read-only folder nothing can be made, and nothing is missing; in a box, whoever has
-        # cloned into /tmp finds the folders above the environment made for everybody to enter.
+        # In a read-only folder nothing can be made, and nothing is missing. Of an environment below
+        # /tmp, where the workdir's own lies, the folders above it are made for everybody to enter.
         fixed = (other for other in made if binds.get(other, ("",))[0] == "--ro-bind")
         covered = any(Path(path).is_relative_to(other) for other in fixed)
         for parent in reversed(Path(path).parents):
@@ -247,6 +253,7 @@ class Confined:
         self._isolation, self._ended = isolation, False
         confined_ = isolation.kind == BUBBLEWRAP
         line = bubblewrap_command(isolation, sandbox, command, limits) if confined_ else command
+        self._scope = Scope(limits)
         self._adoption = None if confined_ else stopped_at_the_end()
         if self._adoption:
             self._adoption.__enter__()
@@ -259,19 +266,20 @@ class Confined:
                 env={} if confined_ else dict(sandbox.environment),
                 cwd=None if confined_ else sandbox.folder,
                 start_new_session=True,
-                preexec_fn=end_with_parent,
+                preexec_fn=self._begin,
             )
         self.watch = Watch(self.process.pid, limits, watched, log)
 
-    def __enter__(self) -> "Confined":
+    def _begin(self) -> None:
+        """In the child: end with the grader, in a scope of its own."""
+        end_with_parent()
+        self._scope.enter()
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.stop()
-
-    def wait(self, tick: Callable[[], None] = lambda: None) -> Outcome:
-        """Wait for its end, or stop it at the first limit; nothing of it runs afterwards."""
-        return wait(self.watch, self.process.poll, self.stop, tick)
 
     def stop(self) -> int:
         """Kill it and everything that it started, wait for that, and return its exit status."""
@@ -281,7 +289,7 @@ class Confined:
         if self.process.poll() is None:
             # Inside, the first process is init: when it dies, the kernel kills all others, and
             # bubblewrap, its parent, ends after the last of them.
-            members = list(descendants(self.process.pid))
+            members = list(islice(descendants(self.process.pid), 2))  # of a fork bomb, no more
             target = (
                 members[1] if self._isolation.kind == BUBBLEWRAP and members[1:] else members[0]
             )
@@ -294,9 +302,124 @@ class Confined:
         for stream in (self.process.stdin, self.process.stdout):
             if stream:
                 stream.close()
+        self._scope.close()
         if self._adoption:
             self._adoption.__exit__(None, None, None)
         return self.process.returncode
+
+
+class Stopped(LabError):
+    """A confined program has ended, exceeded a limit, or not answered; the message says which."""
+
+
+# The program's text is sent to it: what runs inside finds no file of it, and no request in one.
+BOOT = "import sys;exec(compile(eval(sys.stdin.readline()),'<labkit>','exec'))"
+ANSWER_BYTES = 64 * MIB  # of one line
+
+
+class Program(Confined):
+    """A confined program that is asked, and answers, with a line of JSON each.
+
+    Args:
+        source: The file of its text, one of `labkit.grading.inside`.
+        isolation, sandbox, limits, watched, log: See `Confined`.
+    """
+
+    def __init__(
+        self,
+        source: Path,
+        isolation: Isolation,
+        sandbox: Sandbox,
+        limits: Limits,
+        watched: Path,
+        log: Path,
+    ) -> None:
+        command = [sys.executable, "-I", "-c", BOOT]
+        super().__init__(isolation, sandbox, command, limits, watched, log, pipes=True)
+        self.folder = sandbox.folder
+        self._buffer = b""
+        self._send(ascii(source.read_text(encoding="utf-8")).encode())
+
+    def tell(self, **request: Any) -> None:
+        """Send one request.
+
+        Raises:
+            Stopped: it has ended.
+        """
+        self._send(json.dumps(request).encode())
+
+    def _send(self, line: bytes) -> None:
+        stream = self.process.stdin
+        assert stream is not None
+        os.set_blocking(stream.fileno(), False)  # it may have been stopped by a signal
+        rest = memoryview(line + b"\n")
+        while rest:
+            if select.select([], [stream], [], POLL_S)[1]:
+                try:
+                    rest = rest[os.write(stream.fileno(), rest) :]
+                except OSError as error:
+                    raise Stopped(f"it had ended ({error.strerror})") from None
+            else:
+                self._look()
+
+    def _look(self) -> None:
+        """Look at its limits.
+
+        Raises:
+            Stopped: it exceeds one.
+        """
+        if breach := self.watch.breach():
+            self.breach = breach
+            raise Stopped(f"it {breach[1]}")
+
+    def hear(self, limit_s: float = math.inf) -> dict[str, Any]:
+        """Wait for one line of JSON, with an eye on its limits.
+
+        Raises:
+            Stopped: it ended, exceeded a limit (then `outcome` says which), or took too long.
+        """
+        stream = self.process.stdout
+        assert stream is not None
+        deadline, next_look = time.monotonic() + limit_s, 0.0
+        while b"\n" not in self._buffer:
+            if time.monotonic() > next_look:
+                self._look()
+                next_look = time.monotonic() + POLL_S
+            if select.select([stream], [], [], POLL_S)[0]:
+                part = os.read(stream.fileno(), 1 << 20)
+                if not part or len(self._buffer) > ANSWER_BYTES:
+                    raise Stopped("it ended, or said too much")
+                self._buffer += part
+            if time.monotonic() > deadline:
+                raise Stopped(f"no answer after {limit_s:g} s")
+        line, self._buffer = self._buffer.split(b"\n", 1)
+        try:
+            answer = json.loads(line)
+        except (ValueError, RecursionError):
+            raise Stopped("its answer is no JSON") from None
+        if not isinstance(answer, dict):
+            raise Stopped("its answer is no JSON object")
+        return answer
+
+    def extend(self, seconds: float = 200.0) -> None:
+        """Give it more time, for what is not its own work."""
+        watch = self.watch
+        wall_s, cpu_s = watch.seconds + seconds, watch.cpu_s + seconds
+        watch.limits = replace(watch.limits, wall_s=wall_s, cpu_s=cpu_s)
+
+    def pause(self) -> None:
+        """Let a moment pass, with an eye on its limits."""
+        time.sleep(POLL_S / 2)
+        self._look()
+
+    breach: tuple[str, str] | None = None  # the limit that it has exceeded, and a sentence
+
+    @property
+    def outcome(self) -> Outcome:
+        """What it has used so far, and the limit that stopped it."""
+        watch, (verdict, reason) = self.watch, self.breach or (OK, "")
+        status = self.process.returncode or 0
+        return Outcome(verdict, reason, status, watch.seconds, watch.cpu_s, watch.peak_memory_mib)
 
 
 def _kill(pid: int) -> None:

@@ -8,21 +8,28 @@ and kills. What it may overshoot is what can be used up between two looks; see `
 import errno
 import os
 import shutil
+import stat
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import psutil
 
 from labkit.grading.limits import MIB, Limits
-from labkit.grading.results import CPU, DISK, OK, OOM, OUTPUT, PROCESSES, TIMEOUT
+from labkit.grading.results import CPU, DISK, OOM, OUTPUT, PROCESSES, SHORTAGE, TIMEOUT
 
 POLL_S = 0.1
 SCAN_EVERY_S = 0.5  # a walk through all files costs more than a look at the processes
 RESERVE_MIB = 512  # of the machine's memory and disk, never given to a submission
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 PROC = Path("/proc")
+MOST_FILES = 5_000  # open files of a process that are looked at
+PEER_LASTS_S = 5.0  # a watch on a machine that is short of memory is slow too
+PEERS = Path(tempfile.gettempdir()) / f"labkit-watch-{os.getuid()}"  # what is used meanwhile
 
 
 @dataclass(frozen=True)
@@ -33,11 +40,13 @@ class Usage:
         processes: How many there are.
         cpu_s: CPU seconds, those of ended and reaped children included.
         memory_mib: Private pages and shared memory.
+        shared_mib: The shared part of it.
     """
 
     processes: int
     cpu_s: float
     memory_mib: float
+    shared_mib: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -79,6 +88,8 @@ class Watch:
         self.begin = time.monotonic()
         self.cpu_s, self.peak_memory_mib = 0.0, 0.0
         self._next_scan = self.begin + SCAN_EVERY_S
+        self._unowned_mib, self._shared_mib = 0.0, 0.0
+        self._short_since = 0.0
 
     @property
     def seconds(self) -> float:
@@ -90,17 +101,19 @@ class Watch:
         limits = self.limits
         usage = measure(self.pid, limits.processes)
         self.cpu_s = max(self.cpu_s, usage.cpu_s)  # children that init reaped are not lost
-        self.peak_memory_mib = max(self.peak_memory_mib, usage.memory_mib)
+        self._shared_mib = usage.shared_mib
+        memory_mib = usage.memory_mib + self._unowned_mib
+        self.peak_memory_mib = max(self.peak_memory_mib, memory_mib)
         if usage.processes > limits.processes:
             return PROCESSES, f"had more than {limits.processes} processes at once"
-        if usage.memory_mib > limits.memory_mib:
+        if usage.memory_mib + self._unowned_mib > limits.memory_mib:
             real = measure(self.pid, limits.processes, proportional=True)
             if real.processes > limits.processes:  # a fork bomb: its memory comes second
                 return PROCESSES, f"had more than {limits.processes} processes at once"
-            if real.memory_mib > limits.memory_mib:
+            if real.memory_mib + self._unowned_mib > limits.memory_mib:
                 return OOM, f"used more than {limits.memory_mib:,} MiB of memory"
-        if psutil.virtual_memory().available < RESERVE_MIB * MIB:
-            return OOM, f"left less than {RESERVE_MIB} MiB of the machine's memory"
+        if psutil.virtual_memory().available < RESERVE_MIB * MIB and self._is_largest(usage):
+            return SHORTAGE, f"ran while the machine had less than {RESERVE_MIB} MiB of memory left"
         if self.seconds > limits.wall_s:
             return TIMEOUT, f"was not done after {limits.wall_s:g} s"
         if self.cpu_s > limits.cpu_s:
@@ -113,8 +126,11 @@ class Watch:
         if time.monotonic() < self._next_scan:
             return None
         limits = self.limits
+        memory_mib, disk_mib = unowned(self.pid, limits.processes)
+        self._unowned_mib = max(0.0, memory_mib - self._shared_mib)
         try:
             used_mib, files = disk_usage(self.folder, limits.disk_mib, limits.files)
+            used_mib += disk_mib
         except TooDeep:
             return DISK, "made folders that lie too deep in each other to be counted"
         self._next_scan = time.monotonic() + SCAN_EVERY_S
@@ -123,8 +139,32 @@ class Watch:
         if files > limits.files:
             return DISK, f"made more than {limits.files:,} files"
         if shutil.disk_usage(self.folder).free < RESERVE_MIB * MIB:
-            return DISK, f"left less than {RESERVE_MIB} MiB of the machine's disk"
+            return SHORTAGE, f"ran while the machine had less than {RESERVE_MIB} MiB of disk left"
         return None
+
+    def _is_largest(self, usage: Usage) -> bool:
+        """Say whether, of all programs that are watched on this machine, this one uses most.
+
+        The machine's shortage is nobody's own fault; but somebody has to be stopped. Each watch
+        that sees it writes down what it has, and only the largest stops its program.
+        """
+        PEERS.mkdir(mode=0o700, exist_ok=True)
+        mine = (usage.memory_mib + self._unowned_mib, self.pid)
+        beside = PEERS / f"{self.pid}.new"  # renamed: nobody reads half a number
+        beside.write_text(f"{mine[0]}")
+        beside.replace(PEERS / str(self.pid))
+        first = self._short_since or time.monotonic()
+        self._short_since = first
+        if time.monotonic() < first + 3 * POLL_S:
+            return False  # the others have not yet had their turn
+        others = []
+        for path in PEERS.iterdir():
+            with suppress(OSError, ValueError):
+                if time.time() - path.stat().st_mtime < PEER_LASTS_S:
+                    others.append((float(path.read_text()), int(path.name)))
+                else:
+                    path.unlink()
+        return mine >= max(others, default=mine)
 
 
 def descendants(pid: int) -> Iterator[int]:
@@ -149,7 +189,7 @@ def measure(pid: int, most: int, proportional: bool = False) -> Usage:
         proportional: Count pages that several processes share once in all, which takes the kernel
             some time; else once for each of them.
     """
-    count, cpu_s, memory_kib = 0, 0.0, 0.0
+    count, cpu_s, memory_kib, shared_kib = 0, 0.0, 0.0, 0.0
     for member in descendants(pid):
         if count > most:
             break
@@ -165,7 +205,43 @@ def measure(pid: int, most: int, proportional: bool = False) -> Usage:
             memory_kib += _proportional_kib(member, status)
         else:
             memory_kib += _kib(status, "RssAnon:") + _kib(status, "RssShmem:")
-    return Usage(count, cpu_s, memory_kib / 1024)
+        shared_kib += _kib(status, "RssShmem:")
+    return Usage(count, cpu_s, memory_kib / 1024, shared_kib / 1024)
+
+
+def unowned(pid: int, most: int) -> tuple[float, float]:
+    """Return MiB of memory and of disk that a group holds and that belongs to no process or name.
+
+    Files of memory (memfd, /dev/shm) count as memory, whether or not they are mapped; files that
+    are open and have no name any more count as disk. What is in flight between two sockets, and
+    belongs to nobody at that moment, is not seen.
+    """
+    memory, disk = 0, 0
+    seen: set[tuple[int, int]] = set()
+    shm, own = 0, Path("/dev/shm").stat().st_dev if Path("/dev/shm").is_dir() else -1
+    for number, member in enumerate(descendants(pid)):
+        if number > most:
+            break
+        with suppress(OSError):
+            place = PROC / str(member) / "root/dev/shm"
+            if place.stat().st_dev != own:  # one of the sandbox, and not this machine's
+                used = os.statvfs(place)
+                shm = max(shm, (used.f_blocks - used.f_bfree) * used.f_frsize)
+        try:
+            entries = list(islice(os.scandir(PROC / str(member) / "fd"), MOST_FILES))
+        except OSError:  # it has ended, or hides from us
+            continue
+        for entry in entries:
+            with suppress(OSError):
+                about, name = entry.stat(), str(Path(entry.path).readlink())
+                if not stat.S_ISREG(about.st_mode) or (about.st_dev, about.st_ino) in seen:
+                    continue
+                seen.add((about.st_dev, about.st_ino))
+                if name.startswith("/memfd:"):
+                    memory += about.st_blocks * 512
+                elif about.st_nlink == 0 and not name.startswith("/dev/shm/"):
+                    disk += about.st_blocks * 512
+    return (memory + shm) / MIB, disk / MIB
 
 
 def _proportional_kib(pid: int, status: str) -> int:
@@ -190,7 +266,7 @@ class TooDeep(Exception):
 def disk_usage(folder: Path, limit_mib: float, limit_files: int) -> tuple[float, int]:
     """Return MiB and number of entries below a folder; counting ends soon after a limit.
 
-    Links are not followed. What cannot be read, because its owner hid it, is counted as an entry.
+    Links are not followed. A folder that its owner has hidden is made readable again.
 
     Raises:
         TooDeep: there may be more below a folder that no path leads to.
@@ -198,7 +274,7 @@ def disk_usage(folder: Path, limit_mib: float, limit_files: int) -> tuple[float,
     used, files, waiting = 0, 0, [folder]
     while waiting:
         try:
-            with os.scandir(waiting.pop()) as entries:
+            with _entries(waiting.pop()) as entries:
                 for entry in entries:
                     files += 1
                     try:
@@ -216,25 +292,17 @@ def disk_usage(folder: Path, limit_mib: float, limit_files: int) -> tuple[float,
     return used / MIB, files
 
 
-def wait(
-    watch: Watch, poll: Callable[[], int | None], stop: Callable[[], int], tick: Callable[[], None]
-) -> Outcome:
-    """Wait for a program to end, or stop it at the first limit.
-
-    Args:
-        watch: The program and its limits.
-        poll: Returns the exit status once it has ended.
-        stop: Kills it and everything that it started; returns the exit status.
-        tick: Called at every look; whatever it raises stops the program too.
-    """
-    verdict, reason = OK, ""
+@contextmanager
+def _entries(folder: Path) -> Iterator[Iterator[os.DirEntry[str]]]:
+    """List a folder; what a program has made unreadable is made readable, no link followed."""
     try:
-        while (status := poll()) is None:
-            tick()
-            if breach := watch.breach():
-                verdict, reason = breach
-                break
-            time.sleep(POLL_S)
-    finally:
-        status = stop()
-    return Outcome(verdict, reason, status, watch.seconds, watch.cpu_s, watch.peak_memory_mib)
+        listing = os.scandir(folder)
+    except PermissionError:
+        found = os.open(folder, os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY)
+        try:
+            Path(f"/proc/self/fd/{found}").chmod(0o700)
+        finally:
+            os.close(found)
+        listing = os.scandir(folder)
+    with listing:
+        yield listing

@@ -20,7 +20,7 @@ COLOURS = {"passed": "green", "failed": "red", "not measured": "yellow"}
 
 @app.command()
 def drills(
-    names: Annotated[list[str] | None, typer.Argument(help="Drills; all but soak if none.")] = None,
+    names: Annotated[list[str] | None, typer.Argument(help="Drills; all if none.")] = None,
     short: Annotated[bool, typer.Option("--short", help="Fewer requests and seconds.")] = False,
     run: Annotated[
         Path | None,
@@ -32,13 +32,12 @@ def drills(
     list_: Annotated[bool, typer.Option("--list", help="Say which drills there are.")] = False,
 ) -> None:
     """Break a real deployment on purpose; exit 1 when a drill does not keep to its limits."""
-    from labkit.operate.drills import DRILLS, Lab, find_drills, perform, record
+    from labkit.operate.drills import DRILLS, DrillEnvironment, find_drills, perform, record
     from labkit.operate.drills.page import write_page
 
     if list_:
         for drill in DRILLS:
-            more = "" if drill.usual else " (only when named)"
-            console.print(f"{drill.name:18} {drill.title}{more}")
+            console.print(f"{drill.name:18} {drill.title}")
         return
     chosen = find_drills(names or ())
     model = _model(run)
@@ -48,7 +47,7 @@ def drills(
     console.print(f"{len(chosen)} drills with {model.name} of {shown_run}, into {escape(str(out))}")
     results: list[Result] = []
     with _DrillDisplay(chosen) as display:
-        lab = Lab(model, out / "work", short, say=display.say)
+        lab = DrillEnvironment(model, out / "work", short, say=display.say)
         for drill in chosen:
             display.begin(drill)
             result = perform(drill, lab)

@@ -13,14 +13,19 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import psutil
 
 from labkit.errors import LabError
+from labkit.operate.nginx_config import (
+    KEY,
+    write_limits,
+    write_listeners,
+    write_place,
+    write_upstreams,
+)
 from labkit.operate.programs import Program, ProgramError, find_program
-from labkit.operate.site import KEY, write_limits, write_listeners, write_place, write_upstreams
 from labkit.server.ports import LOOPBACK, choose_ports
 from labkit.workspace import project_root
 
@@ -49,7 +54,7 @@ class Gateway:
         keys: Name → API key; one random key, named `lab`, when empty.
         tls: Whether clients must speak TLS; a test certificate is made in `folder/tls`.
         settings: Other values for the numbers of site/limits.conf, such as `{"body_cap": "1m"}`.
-            Names: see `labkit.operate.site.SETTINGS`.
+            Names: see `labkit.operate.nginx_config.SETTINGS`.
         http_port: Port for HTTP; None for a free one.
         grpc_port: Port for gRPC; None for a free one.
     """
@@ -118,12 +123,7 @@ class Gateway:
     def __enter__(self) -> Self:
         return self.start()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.stop()
 
     def start(self) -> Self:

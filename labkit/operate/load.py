@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from types import TracebackType
 from typing import Any, Self
 
 from labkit.bench import BenchError, LoadOptions, Percentiles, poisson_schedule
@@ -138,7 +137,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Shape:
+class LoadProfile:
     """What load to put on.
 
     Attributes:
@@ -170,7 +169,7 @@ class Load:
         shape: How much.
     """
 
-    def __init__(self, target: Target, shape: Shape) -> None:
+    def __init__(self, target: Target, shape: LoadProfile) -> None:
         self.answers: list[Answer] = []
         self._target, self._shape = target, shape
         self._stop = threading.Event()
@@ -185,12 +184,7 @@ class Load:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.stop()
 
     @property

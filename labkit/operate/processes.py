@@ -1,4 +1,4 @@
-"""What a server's processes use, and whether they are still there."""
+"""Whether a server's processes are still there."""
 
 import time
 from collections.abc import Callable
@@ -6,8 +6,6 @@ from collections.abc import Callable
 import psutil
 
 POLL_S = 0.02
-STUB = "triton_python_backend_stub"
-MIB = 2**20
 
 
 def until(condition: Callable[[], bool], limit_s: float) -> bool:
@@ -39,38 +37,3 @@ def family(pid: int) -> list[psutil.Process]:
         return [server, *server.children(recursive=True)]
     except psutil.NoSuchProcess:
         return []
-
-
-def stubs(pid: int) -> list[psutil.Process]:
-    """Return the processes in which a server's Python-based models run."""
-    return [process for process in family(pid) if STUB in _command(process)]
-
-
-def rss_mib(pid: int) -> float:
-    """Return the resident memory of a server and all its processes together, in MiB."""
-    total = 0
-    for process in family(pid):
-        try:
-            total += process.memory_info().rss
-        except psutil.NoSuchProcess:
-            continue
-    return total / MIB
-
-
-def cpu_s(pid: int) -> float:
-    """Return the processor time that a server and all its processes have used, in seconds."""
-    total = 0.0
-    for process in family(pid):
-        try:
-            times = process.cpu_times()
-        except psutil.NoSuchProcess:
-            continue
-        total += times.user + times.system
-    return total
-
-
-def _command(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline()[:1])
-    except psutil.NoSuchProcess:
-        return ""

@@ -1,22 +1,19 @@
 """Programs that the lab does not bring along: find them, run them, and leave nothing behind."""
 
 import contextlib
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from labkit.errors import LabError
-from labkit.server import supervisor
+from labkit.server.launch import start_supervised
 from labkit.server.run_folder import make_run_folder, remove_abandoned
 
 POLL_S = 0.02
@@ -109,12 +106,7 @@ class Program:
     def __enter__(self) -> Self:
         return self.start()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.stop()
 
     def start(self) -> Self:
@@ -200,44 +192,15 @@ class Program:
     def _launch(self) -> None:
         """Start the supervisor, which starts the program."""
         self.log_path = Path(self.log_path).absolute()
-        self.log_path.parent.mkdir(parents=True, exist_ok=True)
-        self.log_path.write_bytes(b"")
-        run_folder, lock_fd = make_run_folder()
-        job = {
-            "command": [str(part) for part in self.command],
-            "environment": {**os.environ, **self.environment},
-            "remove_command": [],
-            "run_folder": str(run_folder),
-            "lock_fd": lock_fd,
-            "log_path": str(self.log_path),
-            "grace_s": KILL_MARGIN_S,
-            "parent_pid": os.getpid(),
-        }
-        try:
-            process = subprocess.Popen(
-                [sys.executable, "-I", supervisor.__file__, json.dumps(job)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                text=True,
-                pass_fds=[lock_fd],
-                start_new_session=True,  # a terminal's Ctrl-C reaches only this process
-            )
-        except BaseException:
-            supervisor.remove_files(run_folder)
-            raise
-        finally:
-            os.close(lock_fd)
-        self._supervisor, self._owner_pid = process, os.getpid()
-        weakref.finalize(self, _terminate, process, os.getpid())  # also at interpreter exit
-        assert process.stdout is not None
-        with process.stdout as output:
-            first_line = output.readline().strip()
-        if not first_line.isdecimal():
+        self._owner_pid = os.getpid()
+        self._supervisor, self.pid = start_supervised(
+            self,
+            [str(part) for part in self.command],
+            {**os.environ, **self.environment},
+            make_run_folder(),
+            self.log_path,
+            KILL_MARGIN_S,
+        )
+        if self.pid is None:
             self.stop()
             raise ProgramError(f"{self.command[0]} cannot be executed; expected a program")
-        self.pid = int(first_line)
-
-
-def _terminate(process: "subprocess.Popen[str]", owner_pid: int) -> None:
-    if os.getpid() == owner_pid and process.poll() is None:
-        process.terminate()

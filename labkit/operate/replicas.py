@@ -6,7 +6,6 @@ import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import numpy as np
@@ -115,7 +114,7 @@ class Replica:
             metrics_port=self.ports["metrics"],
             extra_args=self.extra_args,
             log_path=self.log_path,
-            runtime="wheel",
+            runtime="stand-in",
             exit_timeout_s=self.exit_timeout_s,
         )
         self._server.start()
@@ -183,12 +182,7 @@ class Replicas:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.stop()
 
     def __iter__(self) -> Iterator[Replica]:

@@ -41,11 +41,15 @@ def split_sizes(splits: Mapping[str, NDArray[np.int64]]) -> Figure:
     left = np.zeros(len(CLASSES))
     for (name, labels), colour in zip(splits.items(), PALETTE, strict=False):
         counts = np.bincount(labels, minlength=len(CLASSES))
-        axis.barh(CLASSES, counts, left=left, color=colour, label=f"{name} ({len(labels):,})")
+        axis.barh(CLASSES, counts, left=left, color=colour)
+        # Those in the middle end with their bars, so that they leave the last one its place.
+        where = "right" if name in list(splits)[1:-1] else "left"
+        edge = left[0] + (0 if where == "left" else counts[0])
+        label = f" {name}: {len(labels):,} "
+        axis.text(edge, -0.75, label, color=colour, weight="bold", ha=where, va="bottom")
         left += counts
     axis.invert_yaxis()
-    axis.set_xlabel("images")
-    axis.legend(loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=len(splits))
+    axis.set(xlabel="images", title="Each class has the same share of each part\n")
     axis.grid(axis="y", visible=False)
     return figure
 
@@ -63,10 +67,13 @@ def pixel_histogram(pixels: NDArray[np.float32], mean: Sequence[float]) -> Figur
     names, colours = ("red", "green", "blue"), (ORANGE, GREEN, BLUE)
     for channel, (name, colour) in enumerate(zip(names, colours, strict=True)):
         share, _ = np.histogram(pixels[:, channel], bins=bins)
-        axis.step(bins[:-1], 100 * share / share.sum(), where="post", color=colour, label=name)
+        axis.stairs(100 * share / share.sum(), bins, color=colour, linewidth=1.5)
         axis.axvline(mean[channel], color=colour, linestyle=":", linewidth=1)
+        place = (0.72, 0.9 - 0.11 * channel)  # in shares of the axes, above the curves' slope
+        label = f"{name}: mean {mean[channel]:.3f}"
+        axis.text(*place, label, color=colour, weight="bold", transform=axis.transAxes)
     axis.set(xlabel="pixel value, in [0, 1] (dotted: mean)", ylabel="share of pixels (%)")
-    axis.legend(title="channel")
+    axis.set(title="How often each pixel value occurs", xlim=(0, 1), ylim=(0, None))
     return figure
 
 

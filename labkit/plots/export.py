@@ -33,8 +33,8 @@ def operator_graph(model: onnx.ModelProto) -> Figure:
     What is computed from weights alone is left out, such as the dequantization of a kernel.
 
     Args:
-        model: With inferred shapes, such as `labkit.export.check_onnx` returns. Drawn in rows of
-            six, so it suits graphs of up to about forty operators.
+        model: With inferred shapes, such as `onnx.shape_inference.infer_shapes` returns. Drawn in
+            rows of six, so it suits graphs of up to about forty operators.
     """
     use_style()
     weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import Final
 
 import matplotlib.pyplot as plt
@@ -14,7 +15,8 @@ from matplotlib.ticker import MaxNLocator
 from labkit.plots.style import BLUE, GREEN, ORANGE, PURPLE, SKY, YELLOW, use_style
 
 BINS: Final = 10
-MAX_LABEL: Final = 44  # characters of a label on an axis
+MAX_LABEL: Final = 44  # characters of a line of a label on an axis
+MAX_LINES: Final = 3
 INK: Final = "#1c1e21"
 # Kinds of verdicts as in labkit.grading.pages, good ones first: kind → name in the legend, colour.
 KINDS: Final = {
@@ -63,7 +65,8 @@ def totals_histogram(points: Sequence[float], maximum: float) -> Figure:
     """Show how the totals spread over ten equal ranges, with the median as a line."""
     use_style()
     figure, axis = plt.subplots(figsize=(6, 3.8))
-    edges = np.linspace(0, maximum, BINS + 1)
+    bins = BINS if maximum > BINS or maximum != int(maximum) else max(1, int(maximum))
+    edges = np.linspace(0, maximum, bins + 1)
     counts, _ = np.histogram(points, bins=edges)
     bars = axis.bar(
         edges[:-1], counts, width=np.diff(edges), align="edge", color=BLUE, edgecolor="white"
@@ -82,7 +85,8 @@ def totals_histogram(points: Sequence[float], maximum: float) -> Figure:
         color=ORANGE,
         weight="bold",
     )
-    axis.set(xlim=(0, maximum), xticks=edges, xlabel="points", ylabel="students")
+    axis.set(xlim=(0, maximum), xlabel="points", ylabel="students")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set(ylim=(0, 1.18 * max(counts.max(), 1)))
     axis.yaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(axis="x", visible=False)
@@ -92,13 +96,13 @@ def totals_histogram(points: Sequence[float], maximum: float) -> Figure:
 def missed_checks(checks: Sequence[CheckShare]) -> Figure:
     """Show the checks that cost most, a bar each: who got some of the points, who got none."""
     use_style()
-    figure, axis = plt.subplots(figsize=(6, 0.3 * len(checks) + 1.1))
+    figure, axis = plt.subplots(figsize=(6, 0.38 * len(checks) + 1.1))
     rows = np.arange(len(checks))
     none = np.array([100 * check.none for check in checks])
     some = np.array([100 * check.some for check in checks])
     axis.barh(rows, none, color=ORANGE, label="no points")
     axis.barh(rows, some, left=none, color=YELLOW, label="some of the points")
-    for row, share in zip(rows, none + some, strict=True):
+    for row, share in enumerate(none + some):
         axis.text(share + 1, row, f"{share:.0f} %", va="center", fontsize=9)
     axis.set(xlim=(0, 112), xticks=range(0, 101, 25), xlabel="% of the students")
     _names(axis, [check.title for check in checks])
@@ -146,7 +150,7 @@ def slowest_submissions(durations: Sequence[Duration]) -> Figure:
     axis.barh(rows, notebooks, color=BLUE, label="notebooks")
     axis.barh(rows, measure, left=notebooks, color=SKY, label="measuring")
     total = notebooks + measure
-    for row, seconds in zip(rows, total, strict=True):
+    for row, seconds in enumerate(total):
         axis.text(seconds, row, f" {seconds:,.0f} s", va="center", fontsize=9)
     axis.set(xlim=(0, 1.15 * max(total.max(), 1e-3)), xlabel="seconds")
     _names(axis, [_writable(duration) for duration in durations])
@@ -156,7 +160,7 @@ def slowest_submissions(durations: Sequence[Duration]) -> Figure:
 
 def _names(axis: Axes, names: Sequence[str]) -> None:
     """Label the rows, first on top; a `$` in a name is a dollar, not a formula."""
-    short = [name if len(name) <= MAX_LABEL else f"{name[: MAX_LABEL - 1]}…" for name in names]
+    short = ["\n".join(wrap(name, MAX_LABEL)[:MAX_LINES]) or name for name in names]
     axis.set_yticks(range(len(names)), short, parse_math=False, fontsize=9)
     axis.set_ylim(len(names) - 0.4, -0.6)
     axis.grid(axis="y", visible=False)

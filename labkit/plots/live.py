@@ -7,7 +7,6 @@ import os
 import threading
 import time
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Any, Final, Self
 
 from matplotlib.axes import Axes
@@ -15,7 +14,7 @@ from matplotlib.figure import Figure
 
 from labkit.client import ClientError, host_and_port, metrics
 from labkit.errors import LabError
-from labkit.operate.readings import Point, between, counters
+from labkit.plots.readings import Point, between, counters
 from labkit.plots.style import GREY, PALETTE, use_style
 
 ANSWER_LIMIT_S: Final = 2.0
@@ -95,12 +94,7 @@ class LiveChart:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()  # a reading takes at most ANSWER_LIMIT_S

@@ -11,7 +11,7 @@ from labkit.plots.style import BLUE, GREEN, GREY, ORANGE, PURPLE, use_style
 
 _BOXES = (  # x, title, what happens there, the fields that decide it
     (0.0, "HTTP / gRPC", "request arrives", "name\ninput  dims  data_type", GREY),
-    (2.6, "scheduler", "waits for company", "max_batch_size\ndynamic_batching", BLUE),
+    (2.6, "scheduler", "joins requests", "max_batch_size\ndynamic_batching", BLUE),
     (5.2, "instance", "one of several copies", "instance_group", GREEN),
     (7.8, "backend", "computes", "backend  parameters\noptimization", ORANGE),
     (10.4, "response", "logits, or labels", "output\nlabel_filename", PURPLE),
@@ -20,7 +20,7 @@ _WIDTH, _HEIGHT = 2.0, 1.0
 
 
 def request_path() -> Figure:
-    """Show the way of a request through the server, and the config fields that act at each step."""
+    """Show a request's path through the server, and the fields that matter at each step."""
     use_style()
     figure, axis = plt.subplots(figsize=(10, 1.9))
     axis.set(xlim=(-0.2, 12.7), ylim=(-0.85, 1.15))

@@ -11,19 +11,23 @@ from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import NDArray
 
 from labkit.bench import Repeated, ServerSplit
-from labkit.client import Guess
+from labkit.client import Prediction
+from labkit.compare import Spread
 from labkit.plots.style import BLUE, GREEN, GREY, ORANGE, PALETTE, PURPLE, SKY, YELLOW, use_style
+
+KIB = 1024
+WIDE = 20  # times: beyond, sizes are drawn on a logarithmic axis
 
 
 def answers(
-    pixels: NDArray[np.uint8], truth: Sequence[str], guesses: Sequence[Sequence[Guess]]
+    pixels: NDArray[np.uint8], truth: Sequence[str], predictions: Sequence[Sequence[Prediction]]
 ) -> Figure:
     """Show images under what the server called them; a wrong answer names the truth.
 
     Args:
         pixels: uint8 (N, 3, 32, 32).
         truth: N labels.
-        guesses: N answers of the classification extension, best first.
+        predictions: N answers of the classification extension, best first.
     """
     use_style()
     columns = min(len(pixels), 6)
@@ -31,28 +35,50 @@ def answers(
     figure, axes = plt.subplots(rows, columns, figsize=(1.6 * columns, 1.95 * rows), squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
-    for axis, image, label, guess in zip(axes.flat, pixels, truth, guesses, strict=False):
+    for axis, image, label, prediction in zip(axes.flat, pixels, truth, predictions, strict=False):
         axis.imshow(image.transpose(1, 2, 0), interpolation="bilinear")  # Shape: (32, 32, 3)
-        right = guess[0].label == label
-        said = guess[0].label if right else f"{guess[0].label}\n(is: {label})"
+        right = prediction[0].label == label
+        said = prediction[0].label if right else f"{prediction[0].label}\n(is: {label})"
         axis.set_title(said, color=GREEN if right else ORANGE, fontsize=10, loc="center")
+    hits = sum(p[0].label == label for p, label in zip(predictions, truth, strict=True))
+    figure.suptitle(f"The server names {hits} of {len(truth)} images rightly", fontsize=11)
     return figure
 
 
-def wire_formats(megabytes: Mapping[str, float], milliseconds: Mapping[str, float]) -> Figure:
-    """Compare formats of the same request: size on the wire, and time until the answer."""
+def request_costs(
+    sizes: Mapping[str, int], times_ms: Mapping[str, Sequence[float]], title: str
+) -> Figure:
+    """Compare ways to ask the same: bytes of a request, and time to the answer.
+
+    Args:
+        sizes: Way → bytes of a request.
+        times_ms: The same ways → time of each request; the dot is the median, the line goes from
+            the 5th to the 95th percentile.
+        title: What was timed.
+    """
     use_style()
-    figure, axes = plt.subplots(1, 2, figsize=(9, 1.2 + 0.45 * len(megabytes)), sharey=True)
-    for axis, values, unit in (
-        (axes[0], megabytes, "request size (MB)"),
-        (axes[1], milliseconds, "time until the answer (ms, median)"),
-    ):
-        bars = axis.barh(list(values), list(values.values()), color=[BLUE, GREEN, ORANGE])
-        axis.bar_label(bars, fmt="{:,.2f}", padding=4)
-        axis.set_xlabel(unit)
-        axis.margins(x=0.2)
-        axis.grid(axis="y", visible=False)
-    axes[0].invert_yaxis()
+    ways = list(sizes)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 1.3 + 0.5 * len(ways)), sharey=True)
+    kib = [size / KIB for size in sizes.values()]
+    bars = left.barh(ways, kib, color=BLUE, height=0.55)
+    left.bar_label(bars, [f"{value:,.1f}" for value in kib], padding=4)
+    left.set(title="Size of a request", xlabel="KiB")
+    left.margins(x=0.2)
+    if max(kib) > WIDE * min(kib):  # on a linear axis the small ones would not be seen
+        left.set_xscale("log")
+        left.set(xlabel="KiB (logarithmic)", xlim=(1, 8 * max(kib)))
+        left.xaxis.set_minor_locator(NullLocator())
+    left.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+    for row, way in enumerate(ways):
+        low, middle, high = np.percentile(times_ms[way], [5, 50, 95])
+        right.plot([low, high], [row, row], color=ORANGE, linewidth=2)
+        right.plot(middle, row, "o", color=ORANGE)
+        above = {"xytext": (0, 7), "textcoords": "offset points", "ha": "center"}
+        right.annotate(f"{middle:.2f}", (middle, row), **above)
+    right.set(title=title, xlabel="ms (median, 5 % to 95 %)", xlim=(0, None))
+    right.margins(y=0.25)
+    left.grid(axis="y", visible=False)
+    left.invert_yaxis()
     return figure
 
 
@@ -81,7 +107,7 @@ def variants(rows: Mapping[str, Mapping[str, Any]]) -> Figure:
             ha="center",
             fontsize=8,
         )
-    axes[0].set_xlabel("accuracy through the server (%), 95 % interval")
+    axes[0].set(title="Accuracy through the server", xlabel="% of the test images, 95 % interval")
     spread = [row["throughput_images_s"] for row in measured.values()]
     median = np.array([s["median"] for s in spread])
     whiskers = [median - [s["low"] for s in spread], [s["high"] for s in spread] - median]
@@ -96,7 +122,9 @@ def variants(rows: Mapping[str, Mapping[str, Any]]) -> Figure:
             va="center",
             fontsize=9,
         )
-    axes[1].set_xlabel(f"images/s at batch {spread[0]['batch']} (orange: INT8), median and range")
+    axes[1].set(title="Throughput: INT8 in orange")
+    axes[1].set_xlabel(f"images/s at batch {spread[0]['batch']}, median and range")
+    axes[1].xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes[1].margins(x=0.15)
     axes[0].invert_yaxis()
     axes[0].margins(y=0.12)
@@ -111,31 +139,53 @@ def load_curves(curves: Mapping[str, Sequence[Repeated]]) -> Figure:
     """
     use_style()
     figure, axis = plt.subplots(figsize=(8.5, 4.6))
+    ends: list[tuple[str, float, float, str]] = []  # label, x, y, colour
     for (name, points), colour, marker in zip(curves.items(), _colours(), "osD^vP*X", strict=False):
         rate = [p.images_per_s.median for p in points]
         delay = [p.latency_ms.p95 or p.latency_ms.max for p in points]
-        axis.plot(rate, delay, marker=marker, color=colour, label=name)
-        for x, y, point in zip(rate, delay, points, strict=True):
-            axis.annotate(
-                str(point.runs[0].clients),
-                (x, y),
-                (4, 4),
-                textcoords="offset points",
-                fontsize=8,
-                color=colour,
-            )
+        axis.plot(rate, delay, marker=marker, color=colour)
+        ends.append((name, rate[-1], delay[-1], colour))
+    counts = ", ".join(str(point.runs[0].clients) for point in next(iter(curves.values())))
     axis.set(
-        xlabel="throughput (images/s)",
+        title="Where a curve turns upwards, more clients only wait longer",
+        xlabel=f"throughput (images/s); points: {counts} clients",
         ylabel="latency, 95th percentile (ms)",
         yscale="log",
         xlim=(0, None),
     )
-    figure.legend(title="setting\n(numbers: clients)", loc="outside right upper", fontsize=9)
+    axis.margins(y=0.1)
     plain_ticks(axis)
+    _label_ends(axis, ends)
     return figure
 
 
-def throughput_bars(results: Mapping[str, Repeated], unit: str = "throughput (images/s)") -> Figure:
+def _label_ends(axis: Axes, ends: Sequence[tuple[str, float, float, str]]) -> None:
+    """Write the name of each curve to the right of the axis, with a line to its last point."""
+    axis.figure.canvas.draw()  # settles the transformation from data to the axis
+    inverse = axis.transAxes.inverted()
+    places = [inverse.transform(axis.transData.transform((x, y))) for _, x, y, _ in ends]
+    order = sorted(range(len(ends)), key=lambda i: float(places[i][1]))
+    low = -1.0
+    heights: dict[int, float] = {}
+    for i in order:  # from below, each at least a line above the one before
+        low = max(float(places[i][1]), low + 0.065)
+        heights[i] = low
+    excess = max(0.0, low - 1.0)
+    for i, (name, x, y, colour) in enumerate(ends):
+        axis.annotate(
+            name,
+            (x, y),
+            (1.03, heights[i] - excess),
+            textcoords="axes fraction",
+            color=colour,
+            va="center",
+            fontsize=9,
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "alpha": 0.5},
+            annotation_clip=False,
+        )
+
+
+def throughput_bars(results: Mapping[str, Repeated], title: str) -> Figure:
     """Compare settings: median throughput, with the range over the rounds."""
     use_style()
     figure, axis = plt.subplots(figsize=(8.5, 0.9 + 0.36 * len(results)))
@@ -147,7 +197,8 @@ def throughput_bars(results: Mapping[str, Repeated], unit: str = "throughput (im
         axis.annotate(
             f"{s.median:,.0f}", (s.high, name), (6, 0), textcoords="offset points", va="center"
         )
-    axis.set_xlabel(f"{unit}, median and range of n = {spread[0].n}")
+    axis.set_title(title)
+    axis.set_xlabel(f"throughput (images/s), median and range of n = {spread[0].n}")
     axis.invert_yaxis()
     axis.margins(x=0.12)
     axis.grid(axis="y", visible=False)
@@ -162,19 +213,26 @@ def where_time_goes(results: Mapping[str, Repeated]) -> Figure:
         "queue": ([r.server.queue_ms for r in results.values()], ORANGE),
         "compute: in and out": ([_moving_ms(r.server) for r in results.values()], YELLOW),
         "compute: the model": ([r.server.compute_infer_ms for r in results.values()], GREEN),
-        "network and client": ([_outside_ms(r) for r in results.values()], GREY),
+        "HTTP and client": ([_outside_ms(r) for r in results.values()], GREY),
     }
     left = np.zeros(len(results))
     for label, (values, colour) in parts.items():
-        axis.barh(list(results), values, left=left, label=label, color=colour)
+        bars = axis.barh(list(results), values, left=left, label=label, color=colour)
         left += np.array(values)
+        wide = [f"{v:.1f}" if v > 0.04 * _longest(results) else "" for v in values]
+        axis.bar_label(bars, wide, label_type="center", fontsize=8)
     axis.set_xlabel("mean time of a request (ms)")
     axis.invert_yaxis()
     axis.grid(axis="y", visible=False)
+    axis.set_title("Where a request spends its time")
     figure.legend(
-        *axis.get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=9
+        *axis.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9
     )
     return figure
+
+
+def _longest(results: Mapping[str, Repeated]) -> float:
+    return max(result.latency_ms.mean for result in results.values())
 
 
 def _moving_ms(server: ServerSplit) -> float:
@@ -198,30 +256,65 @@ def open_against_closed(
     """
     use_style()
     figure, axis = plt.subplots(figsize=(8.5, 4))
+    due = [(point.runs[0].rate_per_s or 0) * point.runs[0].batch for point in opened]
+    answered = [point.images_per_s.median for point in closed]
+    ends: list[tuple[str, float, float, str]] = []
     for points, label, colour, loads in (
-        (closed, "closed loop", BLUE, [p.images_per_s.median for p in closed]),
-        (
-            opened,
-            "open loop",
-            ORANGE,
-            [(p.runs[0].rate_per_s or 0) * p.runs[0].batch for p in opened],
-        ),
+        (closed, "closed loop", BLUE, answered),
+        (opened, "open loop", ORANGE, due),
     ):
         share = [100 * load / capacity for load in loads]
-        axis.plot(
-            share,
-            [p.latency_ms.p50 for p in points],
-            "o--",
-            color=colour,
-            alpha=0.6,
-            label=f"{label}, median",
-        )
         tail = [p.latency_ms.p95 or p.latency_ms.max for p in points]
-        axis.plot(share, tail, "s-", color=colour, label=f"{label}, 95th percentile")
+        middle = [p.latency_ms.p50 for p in points]
+        axis.plot(share, middle, "o--", color=colour, alpha=0.6)
+        axis.plot(share, tail, "s-", color=colour)
+        ends.append((f"{label}, median", share[-1], middle[-1], colour))
+        ends.append((f"{label}, p95", share[-1], tail[-1], colour))
     axis.axvline(100, color=GREY, linestyle=":")
-    axis.set(xlabel="load (% of the capacity measured above)", ylabel="latency (ms)", yscale="log")
-    axis.legend(fontsize=9)
+    axis.set(
+        title="Latency under load, in a closed and in an open loop",
+        xlabel="load (% of the capacity measured above)",
+        ylabel="latency (ms)",
+        yscale="log",
+    )
     plain_ticks(axis)
+    _label_ends(axis, ends)
+    return figure
+
+
+def arrives(ratios: Mapping[tuple[str, str, str], Spread]) -> Figure:
+    """Show which share of the engine's own throughput arrives at the clients.
+
+    Args:
+        ratios: (runtime, weights, load) → served images/s over those of the engine in process.
+    """
+    use_style()
+    figure, axis = plt.subplots(figsize=(8.5, 1.2 + 0.36 * len(ratios)))
+    names = [f"{weights}, {load}, {runtime}" for runtime, weights, load in ratios]
+    median = np.array([100 * ratio.median for ratio in ratios.values()])
+    whiskers = [
+        median - [100 * ratio.low for ratio in ratios.values()],
+        [100 * ratio.high for ratio in ratios.values()] - median,
+    ]
+    colours = [ORANGE if weights == "INT8" else SKY for _, weights, _ in ratios]
+    axis.barh(names, median, xerr=whiskers, color=colours, capsize=3, error_kw={"ecolor": GREY})
+    for name, value, ratio in zip(names, median, ratios.values(), strict=True):
+        axis.annotate(
+            f"{value:.0f} %",
+            (100 * ratio.high, name),
+            (6, 0),
+            textcoords="offset points",
+            va="center",
+        )
+    axis.axvline(100, color=GREY, linestyle=":")
+    n = next(iter(ratios.values())).n
+    axis.set(
+        title="How much of the engine's throughput arrives (orange: INT8)",
+        xlabel=f"% of ONNX Runtime in process, batch 32, one thread; median and range of n = {n}",
+    )
+    axis.invert_yaxis()
+    axis.margins(x=0.1)
+    axis.grid(axis="y", visible=False)
     return figure
 
 
@@ -240,6 +333,9 @@ def batch_sizes(histograms: Mapping[str, Mapping[int, int]]) -> Figure:
         axis.set_title(f"{name}\nmean {mean:.1f}", fontsize=9, weight="normal")
         axis.set(xlabel="images per execution", xlim=(0, largest + 1))
     axes[0, 0].set_ylabel("share of images (%)")
+    figure.suptitle(
+        "Which batches the server formed", fontsize=11, weight="bold", x=0.01, ha="left"
+    )
     return figure
 
 

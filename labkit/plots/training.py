@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from labkit.data import CLASSES, Images
@@ -16,33 +17,33 @@ def first_filters(weights: NDArray[np.float32]) -> Figure:
     """Show the filters of the first convolution as small colour pictures.
 
     Args:
-        weights: float32 `(filters, 3, height, width)`. Each filter is scaled on its own, so that
-            grey stands for a weight of zero.
+        weights: float32 `(filters, 3, height, width)`, sorted. Each filter is scaled on its own, so
+            that grey stands for a weight of zero.
     """
     use_style()
-    columns = 12
-    rows = -(-len(weights) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(8, 0.85 * rows), squeeze=False)
-    for axis in axes.flat:
-        axis.axis("off")
-    for axis, weight in zip(axes.flat, weights, strict=False):
+    figure, axes = plt.subplots(1, len(weights), figsize=(8, 1.3), squeeze=False)
+    for number, (axis, weight) in enumerate(zip(axes.flat, weights, strict=True), start=1):
         axis.imshow(0.5 + 0.5 * (weight / np.abs(weight).max()).transpose(1, 2, 0))
+        axis.set(xticks=[], yticks=[], xlabel=str(number))
+    figure.suptitle("Whitening filters, from the most variance to the least", weight="bold")
     return figure
 
 
 def augmented(pictures: Sequence[NDArray[np.float32]], titles: Sequence[str]) -> Figure:
-    """Show one image as the network meets it, epoch after epoch.
+    """Show training images as the network is given them.
 
     Args:
-        pictures: float32 `(3, size, size)` in [0, 1], the size may differ.
+        pictures: float32 `(3, size, size)` in [0, 1].
         titles: One for each picture.
     """
     use_style()
-    figure, axes = plt.subplots(1, len(pictures), figsize=(9, 1.9), squeeze=False)
+    figure, axes = plt.subplots(1, len(pictures), figsize=(9, 2.0), squeeze=False)
     for axis, picture, title in zip(axes.flat, pictures, titles, strict=True):
         axis.imshow(picture.transpose(1, 2, 0))
         axis.set_title(title, loc="center", fontsize=9)
         axis.set(xticks=[], yticks=[])
+    size = pictures[0].shape[-1]
+    figure.suptitle(f"Training images, moved and mirrored, {size} × {size} pixels", weight="bold")
     return figure
 
 
@@ -56,7 +57,9 @@ def schedule(factors: Sequence[float], steps_per_epoch: int) -> Figure:
     use_style()
     figure, axis = plt.subplots(figsize=(7.5, 2.3))
     axis.plot(np.arange(len(factors)) / steps_per_epoch, factors, color=BLUE)
-    axis.set(xlabel="epoch", ylabel="share of the peak", title="Learning rate", ylim=(0, 1.05))
+    axis.set(xlabel="epochs done", ylabel="share of the peak", ylim=(0, 1.05))
+    axis.set_title("The learning rate rises to its peak, then falls to zero")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 
@@ -77,9 +80,11 @@ def training_curves(history: Sequence[EpochRecord]) -> Figure:
         ("validation", [record.validation_accuracy for record in history], ORANGE),
     ]
     for name, values, colour in lines:
-        accuracy.plot(epochs, 100 * np.array(values), "o-", color=colour, label=name)
+        accuracy.plot(epochs, 100 * np.array(values), "o-", color=colour)
+        place = (0.97, 0.17 if colour == BLUE else 0.05)  # in shares of the axes, below the curves
+        style = {"color": colour, "weight": "bold", "ha": "right"}
+        accuracy.text(*place, name, transform=accuracy.transAxes, **style)
     accuracy.set(title="Accuracy", ylabel="%")
-    accuracy.legend(loc="lower right")
     rate.plot(epochs, [record.learning_rate for record in history], "o-", color=GREEN)
     rate.set(title="Learning rate at the epoch's end", xlabel="epoch", ylabel="of the filters")
     rate.set_ylim(bottom=0)
@@ -133,6 +138,7 @@ def class_accuracy(recalls: NDArray[np.float64]) -> Figure:
     axis.bar_label(bars, fmt="%.1f", padding=-30, color="white", weight="bold")
     axis.axvline(100 * recalls.mean(), color=GREY, linestyle=":")
     axis.set(xlabel="right answers (%), dotted: mean of the classes", xlim=(0, 100))
+    axis.set_title("Right answers in each class, the hardest on top")
     axis.invert_yaxis()
     axis.grid(axis="y", visible=False)
     return figure
@@ -167,4 +173,5 @@ def worst_mistakes(images: Images, probabilities: NDArray[np.float32], count: in
             va="top",
             fontsize=9,
         )
+    figure.suptitle("Wrong answers with the highest confidence", weight="bold")
     return figure

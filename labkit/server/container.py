@@ -33,7 +33,7 @@ def require_engine() -> str:
     if engine is None:
         raise TritonNotFound(
             f"runtime='container' needs a container engine, and none of {', '.join(ENGINES)} is on "
-            "the PATH: install Docker, or on Linux x86-64 use runtime='wheel'"
+            "the PATH: install Docker, or on Linux x86-64 use runtime='auto'"
         )
     return engine
 

@@ -25,3 +25,7 @@ class ModelLoadError(ServerError):
     def __init__(self, message: str, models: dict[str, str]) -> None:
         super().__init__(message)
         self.models = models
+
+
+class BuildError(ServerError):
+    """Triton's own backends, or its Python stub, could not be built; nothing half-built stays."""

@@ -1,15 +1,14 @@
-"""Find the Triton binary that the `nvidia-pytriton` wheel carries, without importing the wheel."""
+"""The parts of the Triton server in the cache, and why they might not serve here."""
 
-import ctypes
-import importlib.metadata
 import sys
-import sysconfig
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 from labkit.server.errors import TritonNotFound
-
-WHEEL = "nvidia-pytriton"
+from labkit.server.fetch import SERVER_VERSION, fetch_server, runtime_folder, unsupported
+from labkit.server.libpython import PYTHON, find_libpython, missing, require_libpython
+from labkit.server.native.built import built_backends, built_stub
 
 
 @dataclass(frozen=True)
@@ -20,94 +19,89 @@ class TritonBinary:
         executable: The `tritonserver` program.
         libraries: Folder of the shared libraries it was linked against.
         python_backend: Folder with `libtriton_python.so`.
-        stub: The Python backend's stub for the running Python's minor version.
+        stub: The Python backend's stub for the running Python: the one built on this machine where
+            there is one, else the wheel's.
+        stub_is_built: Whether it was built here: for this Python and its numpy.
         caches: Folder of the response cache implementations.
-        wheel_version: Version of the wheel.
-        libpython: Shared library of the running Python, which the stub embeds; None when this
-            Python was built or packaged without one.
+        version: Of the server.
+        libpython: Shared library of the running Python, which the stub embeds; None where this
+            machine has none yet.
+        native: Folder of the native backends that were built for this environment's libraries;
+            None where there are none.
     """
 
     executable: Path
     libraries: Path
     python_backend: Path
     stub: Path
+    stub_is_built: bool
     caches: Path
-    wheel_version: str
+    version: str
     libpython: Path | None
+    native: Path | None
+
+    @property
+    def stub_fits_numpy(self) -> bool:
+        """Whether the stub exchanges numpy arrays rightly; the wheel's predates numpy 2."""
+        return self.stub_is_built or int(metadata.version("numpy").split(".")[0]) < 2
 
     @property
     def problem(self) -> str | None:
         """Why this binary cannot serve here, with the remedy; None when it can."""
-        python = f"{sys.version_info.major}.{sys.version_info.minor}"
         if not self.executable.is_file() or not self.libraries.is_dir():
-            return (
-                f"{WHEEL} {self.wheel_version} is installed but {self.executable} or "
-                f"{self.libraries} is missing: install the wheel again"
-            )
+            return f"{runtime_folder()} is not whole: remove it, then run `labkit triton fetch`"
         if not self.stub.is_file():
-            carried = sorted(path.name for path in self.stub.parents[1].glob("3.*"))
-            return (
-                f"{WHEEL} {self.wheel_version} has no Python stub for {python}, only for "
-                f"{', '.join(carried)}: use Python 3.11 or 3.12"
-            )
+            return no_stub()
         if self.libpython is None:
-            return (
-                f"no libpython{python}.so.1.0, which Triton's Python stub embeds: install it "
-                f"(Debian and Ubuntu: apt-get install libpython{python})"
-            )
+            return missing("it was not fetched yet (labkit triton fetch)")
         return None
 
 
 def find_triton() -> TritonBinary | None:
-    """Return the wheel's Triton, or None when the wheel is not installed for this Python."""
-    try:
-        wheel = importlib.metadata.distribution(WHEEL)
-    except importlib.metadata.PackageNotFoundError:
+    """Return the Triton in the cache, or None where it was not fetched yet."""
+    folder = runtime_folder()
+    if not folder.is_dir():
         return None
-    site_packages = Path(str(wheel.locate_file("")))
-    triton = site_packages / "pytriton" / "tritonserver"
-    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    triton = folder / "tritonserver"
+    built = built_stub()
     return TritonBinary(
         executable=triton / "bin" / "tritonserver",
-        libraries=site_packages / "nvidia_pytriton.libs",
+        libraries=folder / "nvidia_pytriton.libs",
         python_backend=triton / "backends" / "python",
-        stub=triton / "python_backend_stubs" / python / "triton_python_backend_stub",
+        stub=built or triton / "python_backend_stubs" / PYTHON / "triton_python_backend_stub",
+        stub_is_built=built is not None,
         caches=triton / "caches",
-        wheel_version=wheel.version,
-        libpython=_find_libpython(),
+        version=SERVER_VERSION,
+        libpython=find_libpython(),
+        native=built_backends(),
     )
 
 
 def require_triton() -> TritonBinary:
-    """Return the wheel's Triton, ready to serve.
+    """Return a Triton that is ready to serve, fetching what is missing.
 
     Raises:
-        TritonNotFound: The wheel is missing or incomplete; the message says what to do.
+        TritonNotFound: it cannot run here, or cannot be fetched; the message says what to do.
     """
+    if problem := unsupported():
+        raise TritonNotFound(problem)
+    if sys.version_info[:2] not in WHEEL_STUBS and built_stub() is None:
+        raise TritonNotFound(no_stub())  # before anything is downloaded
+    fetch_server()
+    require_libpython()
     binary = find_triton()
-    if binary is None:
-        raise TritonNotFound(
-            f"the {WHEEL} wheel, which carries the tritonserver binary, is not installed for "
-            f"{sys.executable}; run `make env` (the wheel exists for Linux x86-64 only), or use "
-            "the container: runtime='container'"
-        )
-    if binary.problem:
-        raise TritonNotFound(binary.problem)
+    if binary is None or binary.problem:
+        raise TritonNotFound(binary.problem if binary else f"{runtime_folder()} has gone")
     return binary
 
 
-def _find_libpython() -> Path | None:
-    """Return the shared library of the running Python: its own, else the system's loader's."""
-    name = f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
-    folders = [sysconfig.get_config_var("LIBDIR"), f"{sys.base_prefix}/lib"]
-    multiarch = sysconfig.get_config_var("MULTIARCH")
-    if multiarch:
-        folders += [f"/usr/lib/{multiarch}", f"/lib/{multiarch}"]
-    for folder in filter(None, folders):
-        if (Path(folder) / name).is_file():
-            return Path(folder) / name
-    try:
-        ctypes.CDLL(name)
-    except OSError:
-        return None
-    return Path(name)  # the loader finds it by name
+WHEEL_STUBS = ((3, 11), (3, 12), (3, 13))  # minor versions that the lab takes and the wheel knows
+
+
+def no_stub() -> str:
+    """Return the sentence for a Python that the wheel has no stub for."""
+    known = ", ".join(f"{major}.{minor}" for major, minor in WHEEL_STUBS)
+    return (
+        f"Triton's wheel has a Python stub for {known}, and this is Python {PYTHON}: use one of "
+        "those, or build the stub for this one with `labkit triton build` (needs g++)"
+    )

@@ -8,10 +8,15 @@ _RECORD = re.compile(r"^[IWEFV]\d{4} \d\d:\d\d:\d\d\.\d+ \d+ \S+:\d+\] ?")
 _FAILED = (
     re.compile(r"failed to load '(?P<model>[^']+)' version \d+: (?P<why>.*)", re.DOTALL),
     re.compile(r"Poll failed for model directory '(?P<model>[^']+)': (?P<why>.*)", re.DOTALL),
+    re.compile(
+        r"(?P<why>ensemble '?(?P<model>[^' ]+)'? contains models that are not .*)", re.DOTALL
+    ),
     re.compile(r"failed to load model '(?P<model>[^']+)': (?P<why>.*)", re.DOTALL),
 )
-_REFUSED = re.compile(r"^request refused: (?P<model>[^:\n]+): (?P<why>.*)$", re.MULTILINE)
+_REFUSED = re.compile(r"^(?P<model>[^:\s]+): request failed: (?P<why>.*)$", re.MULTILINE)
 _BIND = re.compile(r"already in use|failed to start (HTTP|GRPC|metrics)|Address in use", re.I)
+# A stand-in's error has Triton's word for its kind, and before it that of the Python backend.
+_KIND = re.compile(r"^Internal: (?=(Invalid argument|Internal|Unavailable|Unsupported): )")
 MAX_LINES = 40
 
 
@@ -64,9 +69,8 @@ def read(path: Path) -> str:
 
 
 def _readable(message: str) -> str:
-    """Undo the log's escapes; drop the stack of an error that a stand-in raised on purpose."""
+    """Undo the log's escapes; leave one word for the kind of error."""
     message = message.strip().strip('"').replace("\\n", "\n").replace("\\t", "\t").strip()
-    if "ConfigError: " in message:
-        message = message.split("\n\nAt:\n")[0].replace("Internal: ConfigError: ", "")
+    message = _KIND.sub("", message)
     lines = message.splitlines()
     return "\n".join(lines[:MAX_LINES] + ["…"] * (len(lines) > MAX_LINES))

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import labkit
 from labkit.server.find import TritonBinary
+from labkit.server.libpython import PYTHON
+from labkit.server.native.built import copy_native
 from labkit.server.supervisor import remove_files
 
 PREFIX = "labkit-triton-"
@@ -66,27 +68,44 @@ def remove_abandoned() -> list[Path]:
     return removed
 
 
-def assemble_backends(folder: Path, binary: TritonBinary) -> Path:
-    """Put the Python backend and the stand-ins together below a run folder.
+def assemble_backends(folder: Path, binary: TritonBinary, native: bool) -> Path:
+    """Put the Python backend and the native backends, or the stand-ins, together in a run folder.
 
     Triton refuses a backend library that is a link out of its folder, and may change the mode of
-    the stub: so both are copies, and site-packages stays as it is.
+    the stub: so all are copies, and the cache stays as it is.
     """
-    python = folder / "backends" / "python"
+    backends = folder / "backends"
+    (folder / "lib").mkdir()
+    _add_python_backend(backends / "python", binary)
+    if binary.libpython is not None:
+        names = [binary.libpython.name]
+        # The wheel's stub for Python 3.13 asks for a bundled copy, which lacks parts of Python.
+        names += [path.name for path in binary.libraries.glob(f"libpython*.{PYTHON[2:]}.so.1.0")]
+        for name in names:
+            (folder / "lib" / name).symlink_to(binary.libpython)
+    if native:
+        assert binary.native is not None
+        copy_native(binary.native, backends)
+        return backends
+    sources = Path(labkit.__file__).parent / "backends"
+    for name in STAND_INS:
+        (backends / name).mkdir()
+        model = (sources / name / "model.py").read_text()
+        (backends / name / "model.py").write_text(PREAMBLE + model)
+    return backends
+
+
+def _add_python_backend(python: Path, binary: TritonBinary) -> None:
+    """Put the Python backend together: library, stub, and the module that models import."""
     python.mkdir(parents=True)
     for file in binary.python_backend.iterdir():
         if file.is_file():
             shutil.copy2(file, python / file.name)
-    shutil.copy2(binary.stub, python / binary.stub.name)
-    sources = Path(labkit.__file__).parent / "backends"
-    for name in STAND_INS:
-        (folder / "backends" / name).mkdir()
-        model = (sources / name / "model.py").read_text()
-        (folder / "backends" / name / "model.py").write_text(PREAMBLE + model)
-    if binary.libpython is not None and binary.libpython.is_absolute():
-        (folder / "lib").mkdir()
-        (folder / "lib" / binary.libpython.name).symlink_to(binary.libpython)
-    return folder / "backends"
+    shutil.copy2(binary.stub, python / "triton_python_backend_stub")
+    if not binary.stub_fits_numpy:
+        utils = python / "triton_python_backend_utils.py"
+        fix = Path(labkit.__file__).parent / "backends" / "numpy2.py"
+        utils.write_text(utils.read_text() + "\n\n" + fix.read_text())
 
 
 def link_models(folder: Path, models: Iterable[Path]) -> Path:

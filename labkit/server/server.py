@@ -2,32 +2,34 @@
 
 import contextlib
 import http.client
-import json
 import logging
 import os
-import shlex
 import signal
 import subprocess
-import sys
 import tempfile
 import time
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
+from labkit.repository_safety import is_model, own_repository, refuse_unsafe
 from labkit.server import container, log, supervisor
-from labkit.server.errors import ModelLoadError, ServerError
-from labkit.server.find import find_triton
-from labkit.server.job import container_job, wheel_job
+from labkit.server.engine import two_onnxruntimes
+from labkit.server.errors import ModelLoadError, ServerError, TritonNotFound
+from labkit.server.fetch import unsupported
+from labkit.server.find import require_triton
+from labkit.server.job import Job, container_job, local_job
+from labkit.server.launch import keep_log, start_supervised
+from labkit.server.native.built import built_backends
 from labkit.server.ports import LOOPBACK, choose_ports, port_in_use
+from labkit.server.refused import refused_here
 from labkit.server.run_folder import make_run_folder, remove_abandoned
+from labkit.workspace import LAB_WORKSPACE, project_root
 
 logger = logging.getLogger(__name__)
 
-RUNTIMES = ("auto", "wheel", "container")
+RUNTIMES = ("auto", "native", "stand-in", "container")
 POLL_S = 0.05
 ATTEMPTS = 3  # a free port can be taken between the choice and Triton's start
 STOP_MARGIN_S = 10.0  # beyond the exit timeout, before the supervisor itself is killed
@@ -47,10 +49,15 @@ class TritonServer:
         metrics_port: Port of the Prometheus metrics; None for a free one.
         models: Names of the models to serve; None for all in the repository.
         extra_args: Further flags of tritonserver; they win over the ones set here.
-        log_path: File for the server's log; None for one in the temporary folder, which goes with
-            a clean stop and stays after a failure.
-        runtime: `wheel`, `container`, or `auto`: the wheel where it runs, else the container.
+        log_path: File for the server's log; None for one in the logs of the run whose models are
+            served, else in the temporary folder, which stays only after a failure.
+        runtime: What computes: `native` backends built on this machine, `stand-in` backends in
+            Python, or the official `container`. `auto` takes native ones where they are built
+            with the environment's own ONNX Runtime, the container where the server cannot run,
+            else the stand-ins; the environment variable LABKIT_RUNTIME chooses in its place.
         config_name: Prefer `configs/<config_name>.pbtxt` over a model's `config.pbtxt`.
+        allow_python_models: Let Python code of a repository that is not the lab's own run: with
+            all rights of the user who starts the server.
         exit_timeout_s: How long a stop waits for open connections and in-flight requests.
         start_timeout_s: How long all models may take to become ready.
     """
@@ -64,6 +71,7 @@ class TritonServer:
     log_path: Path | str | None = None
     runtime: str = "auto"
     config_name: str | None = None
+    allow_python_models: bool = False
     exit_timeout_s: int = 3
     start_timeout_s: float = 120.0
     pid: int | None = field(default=None, init=False)
@@ -74,12 +82,7 @@ class TritonServer:
     _log_is_ours: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.runtime not in RUNTIMES:
-            raise ServerError(f"got runtime {self.runtime!r}, expected one of {RUNTIMES}")
-        if self.runtime == "auto":
-            binary = find_triton()
-            usable = binary is not None and binary.problem is None
-            self.runtime = "wheel" if usable or container.find_engine() is None else "container"
+        self.runtime = choose_runtime(self.runtime)
         if isinstance(self.models, str):
             raise ServerError(f"got models={self.models!r}, expected a list: [{self.models!r}]")
         self.repository = Path(self.repository).absolute()
@@ -107,12 +110,7 @@ class TritonServer:
     def __enter__(self) -> Self:
         return self.start()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.stop()
 
     def start(self) -> Self:
@@ -127,6 +125,7 @@ class TritonServer:
         if self.running:
             raise ServerError(f"this server already runs, at {self.http}: stop it first")
         folders = self._model_folders()
+        self._refuse_foreign_code(folders)
         remove_abandoned()
         wanted = {"http": self.http_port, "grpc": self.grpc_port, "metrics": self.metrics_port}
         for attempt in range(1, ATTEMPTS + 1):
@@ -139,7 +138,9 @@ class TritonServer:
                 if any(wanted.values()) or attempt == ATTEMPTS:
                     raise port_in_use(self._ports) from None
             except BaseException:
-                self._end()  # keeps the log, which the message names
+                if self._run_folder is not None:
+                    keep_log(self._run_folder)  # the message names it
+                self._end()
                 raise
             else:
                 break
@@ -148,29 +149,25 @@ class TritonServer:
 
     def stop(self) -> None:
         """Stop the server, and wait until no process and no file of it is left."""
-        if self._end() and self._log_is_ours:
-            Path(str(self.log_path)).unlink(missing_ok=True)
+        self._end()
 
-    def _end(self) -> bool:
-        """End the server's processes; return whether they ran until now, and ended as asked."""
+    def _end(self) -> None:
+        """End the server's processes."""
         process, self._supervisor = self._supervisor, None
         forked = os.getpid() != self._owner_pid  # a child's copy of this object
         if process is None or forked:
-            return False
-        clean = process.poll() is None
+            return
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
         try:
             process.wait(self.exit_timeout_s + STOP_MARGIN_S)
         except subprocess.TimeoutExpired:
             logger.warning("Triton did not stop in time; killing it")
-            clean = False
             process.kill()  # the server dies with its supervisor
             process.wait()
             if self._run_folder is not None:
                 supervisor.remove_files(self._run_folder)
         self.pid = None
-        return clean
 
     def wait(self) -> None:
         """Block while the server runs.
@@ -195,7 +192,7 @@ class TritonServer:
         repository = Path(self.repository)
         if not repository.is_dir():
             raise ServerError(f"got model repository {repository}, which is not a folder")
-        present = {path.name: path for path in sorted(repository.iterdir()) if _is_model(path)}
+        present = {path.name: path for path in sorted(repository.iterdir()) if is_model(path)}
         if not present:
             raise ServerError(
                 f"{repository} holds no model folder; expected <model>/config.pbtxt and "
@@ -207,13 +204,17 @@ class TritonServer:
             raise ServerError(
                 f"{repository} has no model {', '.join(unknown)}; it has {', '.join(present)}"
             )
-        for name in chosen:
-            if shlex.quote(name) != name:
-                raise ServerError(
-                    f"got model name {name!r}, expected letters, digits, '_', '-' and '.' only: "
-                    "Triton passes it to a shell without quotes"
-                )
         return [present[name] for name in chosen]
+
+    def _refuse_foreign_code(self, folders: list[Path]) -> None:
+        """Refuse what would run code of the repository's author, whatever serves it."""
+        allowed = self.allow_python_models or own_repository(Path(self.repository))
+        _refuse(refuse_unsafe(folders, allowed))
+
+    def _refuse_what_cannot_be_served(self, folders: list[Path]) -> None:
+        """Refuse what would end the server, or garble strings."""
+        found = refused_here(folders, self.runtime)
+        _refuse({model: f"{what} → {fix}" for model, (what, fix) in found.items()})
 
     def _launch(self, folders: list[Path]) -> None:
         """Start the supervisor, which starts the server."""
@@ -221,40 +222,48 @@ class TritonServer:
         self._run_folder = run_folder
         if self.log_path is None:
             self._log_is_ours = True
-            self.log_path = Path(tempfile.gettempdir()) / f"{run_folder.name}.log"
+            self.log_path = self._log_folder() / f"{run_folder.name}.log"
         self.log_path = Path(self.log_path).absolute()
-        self.log_path.parent.mkdir(parents=True, exist_ok=True)
-        self.log_path.write_bytes(b"")
         try:
-            describe = container_job if self.runtime == "container" else wheel_job
-            job = describe(run_folder, folders, self._ports, self._flags()) | {
-                "run_folder": str(run_folder),
-                "lock_fd": lock_fd,
-                "log_path": str(self.log_path),
-                "grace_s": self.exit_timeout_s + STOP_MARGIN_S / 2,
-                "parent_pid": os.getpid(),
-            }
-            process = subprocess.Popen(
-                [sys.executable, "-I", supervisor.__file__, json.dumps(job)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                text=True,
-                pass_fds=[lock_fd],
-                start_new_session=True,  # a terminal's Ctrl-C reaches only this process
-            )
+            job = self._job(run_folder, folders)
         except BaseException:
             supervisor.remove_files(run_folder)
-            raise
-        finally:
             os.close(lock_fd)
-        self._supervisor, self._owner_pid = process, os.getpid()
-        weakref.finalize(self, _terminate, process, os.getpid())  # also at interpreter exit
-        assert process.stdout is not None
-        with process.stdout as output:
-            first_line = output.readline().strip()
-        if not first_line.isdecimal():
+            raise
+        self._owner_pid = os.getpid()
+        self._supervisor, self.pid = start_supervised(
+            self,
+            job.command,
+            job.environment,
+            (run_folder, lock_fd),
+            self.log_path,
+            self.exit_timeout_s + STOP_MARGIN_S / 2,
+            job.remove_command,
+            self._log_is_ours,
+        )
+        if self.pid is None:
             raise ServerError(f"Triton could not be started; see {self.log_path}")
-        self.pid = int(first_line)
+
+    def _log_folder(self) -> Path:
+        """Return where a log that nobody asked for belongs: beside the models of a run."""
+        repository = Path(self.repository)
+        root = project_root()
+        run = root / LAB_WORKSPACE if repository == root / "model_repository" else repository.parent
+        folder = run / "logs"
+        return folder if folder.is_dir() else Path(tempfile.gettempdir())
+
+    def _job(self, run_folder: Path, folders: list[Path]) -> Job:
+        """Describe what is to run."""
+        if self.runtime == "container":
+            return container_job(run_folder, folders, self._ports, self._flags())
+        binary, native = require_triton(), self.runtime == "native"
+        if native and binary.native is None:
+            raise TritonNotFound(
+                "runtime='native' needs Triton's own backends, built for this environment's "
+                "libraries: run `labkit triton build` (needs g++), or use runtime='stand-in'"
+            )
+        self._refuse_what_cannot_be_served(folders)
+        return local_job(binary, native, run_folder, folders, self._ports, self._flags())
 
     def _flags(self) -> list[str]:
         flags = [
@@ -323,23 +332,44 @@ class TritonServer:
         )
 
 
+def _refuse(problems: dict[str, str]) -> None:
+    """Raise where a model has a problem for which the server is not even started."""
+    if problems:
+        told = "\n".join(f"  {model}: {problem}" for model, problem in problems.items())
+        raise ModelLoadError(f"the server was not started:\n{told}", problems)
+
+
 class _LostPort(Exception):
     """Another process took a port between its choice and Triton's start."""
 
 
+def choose_runtime(wanted: str = "auto") -> str:
+    """Return the runtime that serves on this machine: `native`, `stand-in` or `container`.
+
+    Args:
+        wanted: One of these, or `auto`, in whose place LABKIT_RUNTIME in the environment chooses.
+
+    Raises:
+        ServerError: It is none of them.
+    """
+    chosen, where = wanted, "runtime"
+    if wanted == "auto" and (named := os.environ.get("LABKIT_RUNTIME")):
+        chosen, where = named, "LABKIT_RUNTIME"
+    if chosen not in RUNTIMES:
+        raise ServerError(f"got {where} {chosen!r}, expected one of {RUNTIMES}")
+    if chosen != "auto":
+        return chosen
+    if unsupported() and container.find_engine():
+        return "container"
+    return "native" if built_backends() and not two_onnxruntimes() else "stand-in"
+
+
 def runtime_of(config: dict[str, Any]) -> str:
-    """Say what serves a model: `stand-in` for labkit's Python backends, else `native`.
+    """Say what serves a model: `native`, `stand-in`, or `python` for a model that is Python itself.
 
     Args:
         config: A model's configuration as the server reports it, in JSON.
     """
+    if config.get("backend") == "python":
+        return "python"
     return "stand-in" if config.get("runtime") == "model.py" else "native"
-
-
-def _is_model(path: Path) -> bool:
-    return path.is_dir() and not path.name.startswith(".")
-
-
-def _terminate(process: "subprocess.Popen[str]", owner_pid: int) -> None:
-    if os.getpid() == owner_pid and process.poll() is None:
-        process.terminate()

@@ -1,9 +1,10 @@
 """The process between the notebook and Triton: it outlives a crash of either and cleans up.
 
-Run by path with nothing but the standard library: `python -I supervisor.py '{JSON}'`. It starts the
-server, prints its process id, and ends it when told to (SIGTERM) or when the process that asked for
-it is gone, whichever way that went. Then it kills what the server left behind and removes the run
-folder and the shared-memory files of this server, and of no other.
+Run by path with nothing but the standard library: `python -I supervisor.py`. It reads what to run
+from its standard input (every user of the machine can read a command line, and the environment
+holds secrets), starts the server, prints its process id, and ends it when told to (SIGTERM) or when
+the process that asked for it is gone, whichever way that went. Then it kills what the server left
+behind and removes the run folder and the shared-memory files of this server, and of no other.
 """
 
 import contextlib
@@ -23,11 +24,12 @@ POLL_S = 0.1
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 PR_SET_CHILD_SUBREAPER = 36
 SHARED_MEMORY = Path("/dev/shm")
+KEEP_LOG = "keep-log"  # a file in the run folder
 
 
 def main() -> int:
-    """Run the server described on the command line; return its exit status."""
-    job: dict[str, Any] = json.loads(sys.argv[1])
+    """Run the server described on standard input, in JSON; return its exit status."""
+    job: dict[str, Any] = json.load(sys.stdin)
     stop = _StopSignal()
     adopt_orphans()
     run_folder = Path(job["run_folder"])
@@ -47,10 +49,13 @@ def main() -> int:
         print(child.pid, flush=True)
         while child.poll() is None and not stop.received and os.getppid() == job["parent_pid"]:
             time.sleep(POLL_S)
+        asked = child.poll() is None  # else it ended by itself, and its log says why
         _end(child, job["grace_s"])
         if job["remove_command"]:
             subprocess.run(job["remove_command"], capture_output=True, check=False, timeout=60)
         kill_group(child.pid)
+        if job.get("remove_log") and asked and not (run_folder / KEEP_LOG).exists():
+            Path(job["log_path"]).unlink(missing_ok=True)
     finally:
         remove_files(run_folder)
     return child.returncode if child.returncode >= 0 else 128 - child.returncode

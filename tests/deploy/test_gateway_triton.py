@@ -40,7 +40,9 @@ MIB = 2**20
 def programs() -> None:
     binary = find_triton()
     if binary is None or binary.problem:
-        pytest.skip(binary.problem if binary else "the nvidia-pytriton wheel is not installed")
+        pytest.skip(
+            binary.problem if binary else "the server is not in the cache: labkit triton fetch"
+        )
     try:
         find_program("nginx")
     except MissingProgram as error:
@@ -79,7 +81,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     repository = toys.write_toy_models(folder / "models")
     flags = restrictions(folder / "script")
     models = ["toy", "flat", "sleepy"]
-    with TritonServer(repository, models=models, extra_args=flags) as running:
+    with TritonServer(
+        repository, models=models, extra_args=flags, allow_python_models=True
+    ) as running:
         yield running
 
 

@@ -16,9 +16,9 @@ from nbclient import NotebookClient
 
 from labkit.bench import LoadOptions, closed_loop
 from labkit.client import ClientError, Sample
-from labkit.operate.readings import Point, between, counters
 from labkit.plots import live
 from labkit.plots.live import LiveChart, LiveChartError
+from labkit.plots.readings import Point, between, counters
 from labkit.server import TritonServer, find_triton
 
 needs_triton = pytest.mark.skipif(
@@ -108,6 +108,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> TritonServer:
         write_models(folder / "repository"),
         models=["steady"],
         log_path=folder / "triton.log",
+        allow_python_models=True,
     )
     with server:
         yield server
@@ -158,7 +159,12 @@ class TestRunning:
 
     def test_a_server_that_goes_leaves_a_gap(self, tmp_path: Path) -> None:
         repository = write_models(tmp_path / "repository")
-        server = TritonServer(repository, models=["steady"], log_path=tmp_path / "triton.log")
+        server = TritonServer(
+            repository,
+            models=["steady"],
+            log_path=tmp_path / "triton.log",
+            allow_python_models=True,
+        )
         with server, LiveChart(server.metrics, models=["steady"], interval_s=0.1) as chart:
             deadline = time.monotonic() + 10
             while not chart.points and time.monotonic() < deadline:

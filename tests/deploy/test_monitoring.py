@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timeline
 import yaml
-
-from labkit import plots
-from labkit.operate import timeline
-from labkit.operate.prometheus import configuration, duration, rules_file, with_hold
-from labkit.operate.prometheus_api import PrometheusError
+from local_prometheus import configuration, duration, rules_file, with_hold
+from prometheus_api import PrometheusError
 
 MONITORING = Path(__file__).resolve().parents[2] / "docker" / "monitoring"
 GRAFANA = MONITORING / "grafana"
@@ -226,27 +224,10 @@ def test_the_dashboard_lies_where_grafana_is_told_to_look() -> None:
     assert BOARD["templating"]["list"] == []  # so every expression can be run as it stands
 
 
-def test_the_figure_asks_what_the_dashboard_asks() -> None:
+def test_the_tests_ask_what_the_dashboard_asks() -> None:
     known = {flat(text) for text in [*RECORDED.values(), *(text for _, text in targets())]}
     assert {flat(text) for text in timeline.EXPRESSIONS.values()} <= known
     assert all(timeline.WINDOW in text for text in timeline.EXPRESSIONS.values())
-
-
-def test_the_figure_draws_plain_series_and_says_what_is_empty() -> None:
-    lines = {f"replica {i}": ([10.0, 11.0], [1.0, i]) for i in range(plots.operate.MAX_LINES + 2)}
-    seen = timeline.Timeline(lines, {}, {}, {"m": ([10.0], [4.0])}, {})
-    figure = plots.operate.over_time(seen, [(10.5, "replica killed")])
-    requests, queue, batch, failures = figure.axes
-    assert "(6 shown)" in requests.get_title(loc="left")
-    assert len(requests.lines) == plots.operate.MAX_LINES + 1  # and the mark
-    assert requests.lines[0].get_xdata()[0] == 0  # time begins with the first point
-    assert [axis.texts[0].get_text() for axis in (queue, failures)] == ["no data", "nothing"]
-    assert "1: replica killed" in failures.get_xlabel()
-    assert list(batch.lines[0].get_ydata()) == [4.0]
-
-
-def test_the_figure_of_nothing_is_a_figure() -> None:
-    assert len(plots.operate.over_time(timeline.Timeline({}, {}, {}, {}, {})).axes) == 4
 
 
 def test_another_hold_changes_nothing_but_the_hold() -> None:

@@ -16,7 +16,7 @@ from fake_replicas import FakeReplica, ask, eventually, fake_replicas
 
 from labkit.operate import MissingProgram, Program, ProgramError, find_program, programs
 from labkit.operate.gateway import Gateway, GatewayError
-from labkit.operate.site import SiteError
+from labkit.operate.nginx_config import SiteError
 from labkit.server import PortInUse
 
 ADDRESSES = ["127.0.0.1:8000"]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from labkit.operate import MissingProgram, find_program
-from labkit.operate.drills import Lab, find_model
+from labkit.operate.drills import DrillEnvironment, find_model
 from labkit.server import find_triton
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `tiny_run`
@@ -15,7 +15,9 @@ sys.path.insert(0, str(Path(__file__).parent))  # for `tiny_run`
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     binary = find_triton()
     reasons = {
-        "triton": "the nvidia-pytriton wheel is not installed" if binary is None else binary.problem
+        "triton": "the server is not in the cache: labkit triton fetch"
+        if binary is None
+        else binary.problem
     }
     try:
         find_program("nginx")
@@ -36,5 +38,5 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def lab(run_folder: Path, tmp_path: Path) -> Lab:
-    return Lab(find_model(run_folder), tmp_path, short=True)
+def lab(run_folder: Path, tmp_path: Path) -> DrillEnvironment:
+    return DrillEnvironment(find_model(run_folder), tmp_path, short=True)

@@ -58,7 +58,7 @@ def test_nothing_measured_is_no_success(
     def cannot(lab: Any) -> None:
         raise NotMeasured("there is no nginx")
 
-    [drill] = find_drills(["huge-body"])
+    [drill] = find_drills(["overload"])
     monkeypatch.setattr(
         drills_module, "find_drills", lambda names: [type(drill)(drill.name, drill.title, cannot)]
     )

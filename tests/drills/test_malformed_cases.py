@@ -4,14 +4,14 @@ import json
 import re
 
 import pytest
+from adversarial import killer_request, malformed_grpc, malformed_http
+from adversarial.malformed import CLOSED, KNOWN_5XX, REFUSED, UNEXPECTED, judge
+from adversarial.malformed_grpc import NO_MESSAGE, NO_METHOD, grpc_cases
+from adversarial.malformed_http import Subject, http_cases
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2 as pb
 
 from labkit.client import ModelCard, TensorInfo
-from labkit.operate.drills import killer_request, malformed_grpc, malformed_http
-from labkit.operate.drills.malformed import CLOSED, KNOWN_5XX, REFUSED, UNEXPECTED, judge
-from labkit.operate.drills.malformed_grpc import NO_MESSAGE, NO_METHOD, grpc_cases
-from labkit.operate.drills.malformed_http import Subject, http_cases
 
 CARD = ModelCard(
     "net",

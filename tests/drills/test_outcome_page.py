@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from labkit.operate.drills import (
-    Lab,
+    DrillEnvironment,
     NoRun,
     NotMeasured,
     Number,
@@ -60,22 +60,23 @@ def test_one_missed_limit_fails_the_drill() -> None:
     assert result.reason == "failed requests: 2, expected ≤ 0"
 
 
-def test_names_are_known_and_the_soak_waits_to_be_named() -> None:
+def test_names_are_known_and_come_in_the_order_asked_for() -> None:
     assert len({drill.name for drill in DRILLS}) == len(DRILLS)
-    assert "soak" not in [drill.name for drill in find_drills()]
-    assert [drill.name for drill in find_drills(["soak", "overload"])] == ["soak", "overload"]
+    assert find_drills() == list(DRILLS)
+    named = ["graceful-exit", "overload"]
+    assert [drill.name for drill in find_drills(named)] == named
     with pytest.raises(UnknownDrill, match="got stroll, expected drills among: replica-killed"):
         find_drills(["stroll"])
 
 
 def raising(error: Exception) -> Drill:
-    def run(lab: Lab) -> Outcome:
+    def run(lab: DrillEnvironment) -> Outcome:
         raise error
 
     return Drill("full-shm", "t", run)
 
 
-def test_what_a_machine_lacks_is_not_measured_and_a_fault_is_failed(lab: Lab) -> None:
+def test_what_a_machine_lacks_is_not_measured_and_a_fault_is_failed(lab: DrillEnvironment) -> None:
     result = perform(raising(NotMeasured("no bubblewrap")), lab)
     assert (result.status, result.reason) == (NOT_MEASURED, "no bubblewrap")
     result = perform(raising(ZeroDivisionError("by zero")), lab)
@@ -160,7 +161,7 @@ def test_a_model_is_found_or_the_way_to_one_is_told(
     assert find_model(run_folder).name == "cifar10_onnx"
     with pytest.raises(NoRun, match=r"has no cifar10_onnx .* `labkit run` makes one"):
         find_model(tmp_path)
-    monkeypatch.setattr("labkit.operate.drills.lab.project_root", lambda: tmp_path)
+    monkeypatch.setattr("labkit.operate.drills.environment.project_root", lambda: tmp_path)
     with pytest.raises(NoRun, match="make lab PROFILE=smoke"):
         find_model()
     (tmp_path / "runs").mkdir()
@@ -168,8 +169,8 @@ def test_a_model_is_found_or_the_way_to_one_is_told(
     assert find_model() == tmp_path / "runs/smoke/model_repository/cifar10_onnx"
 
 
-def test_a_private_repository_has_what_was_asked_and_the_run_stays(lab: Lab) -> None:
-    from labkit.operate.drills.lab import Queue
+def test_a_private_repository_has_what_was_asked_and_the_run_stays(lab: DrillEnvironment) -> None:
+    from labkit.operate.drills.environment import Queue
     from labkit.repository import parse_config
 
     before = {path: path.read_bytes() for path in lab.model.rglob("*") if path.is_file()}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from labkit.grading.reference import NoReference, Reference, reference_folder
+from labkit.grading.carry_forward import NoReference, Reference, reference_folder
 from labkit.grading.sandbox import Isolation, SandboxUnavailable, find_isolation
 from labkit.server import find_triton
 from labkit.workspace import cache_dir, project_root
@@ -40,7 +40,9 @@ def triton() -> None:
     """A Triton that can be started."""
     found = find_triton()
     if found is None or found.problem:
-        pytest.skip(found.problem if found else "the nvidia-pytriton wheel is not installed")
+        pytest.skip(
+            found.problem if found else "the server is not in the cache: labkit triton fetch"
+        )
 
 
 @pytest.fixture(scope="session")

@@ -8,18 +8,18 @@ from pathlib import Path
 import pytest
 
 from labkit.chain import STAGES
-from labkit.grading import artifacts
-from labkit.grading.artifacts import (
-    Inheritance,
-    Made,
+from labkit.grading import carry_forward as artifacts
+from labkit.grading.carry_forward import (
+    CarryForward,
+    Reference,
+    StageInputs,
+    StageOutputs,
     artifacts_of,
     kept,
     repository_files,
     take_out,
 )
-from labkit.grading.call import keep_answers
-from labkit.grading.exercises import read_answers
-from labkit.grading.reference import Reference
+from labkit.grading.exercises import keep_answers, read_answers
 from labkit.repository import VARIANTS
 from labkit.workspace import MADE_BY, OPTIONAL
 
@@ -226,11 +226,11 @@ def test_of_a_stage_that_never_ran_nothing_is_kept(tmp_path: Path) -> None:
 # ---- what the next stage is given
 
 
-def own(tmp_path: Path, stage: str) -> Made:
+def own(tmp_path: Path, stage: str) -> StageOutputs:
     """A complete set of a student's own files."""
     folder = tmp_path / "own" / stage
     folder.mkdir(parents=True)
-    made = Made({name: folder / name for name in artifacts_of(stage)})
+    made = StageOutputs({name: folder / name for name in artifacts_of(stage)})
     for name, path in made.files.items():
         path.write_bytes(f"own {name}".encode())
     if stage in artifacts.REPOSITORY_STAGES:
@@ -239,14 +239,11 @@ def own(tmp_path: Path, stage: str) -> Made:
     return made
 
 
-def settle(inheritance: Inheritance, tmp_path: Path, failed: tuple[str, ...]) -> dict[str, str]:
-    """Settle every stage; return for every artifact of the last one whose it is."""
+def advance(carry_forward: CarryForward, tmp_path: Path, failed: tuple[str, ...]) -> dict[str, str]:
+    """Go through all stages; return for every artifact of the last one whose it is."""
     for stage in STAGES[:-1]:
-        if stage in failed:
-            inheritance.replace(stage)
-        else:
-            inheritance.accept(own(tmp_path, stage))
-    return whose(inheritance.artifacts)
+        carry_forward.advance(stage, None if stage in failed else own(tmp_path, stage))
+    return whose(carry_forward.artifacts)
 
 
 def whose(given: dict[str, Path]) -> dict[str, str]:
@@ -254,25 +251,25 @@ def whose(given: dict[str, Path]) -> dict[str, str]:
 
 
 def test_the_first_stage_is_given_nothing(reference: Reference, tmp_path: Path) -> None:
-    assert Inheritance(reference, tmp_path).given("01_data") == ({}, None)
+    assert CarryForward(reference, tmp_path).inputs("01_data") == StageInputs({}, None, [])
 
 
 def test_own_files_are_passed_on(reference: Reference, tmp_path: Path) -> None:
-    inheritance = Inheritance(reference, tmp_path)
-    found = settle(inheritance, tmp_path, failed=())
+    carry_forward = CarryForward(reference, tmp_path)
+    found = advance(carry_forward, tmp_path, failed=())
     assert set(found.values()) == {"own"}
-    given, repository = inheritance.given("08_report")
-    assert set(given) == set(MADE_BY) - OPTIONAL - {"report.json", "report.html"}
-    assert repository == tmp_path / "own" / "07_tune" / "model_repository"
-    assert inheritance.from_reference(given) == []
+    given = carry_forward.inputs("08_report")
+    assert set(given.artifacts) == set(MADE_BY) - OPTIONAL - {"report.json", "report.html"}
+    assert given.repository == tmp_path / "own" / "07_tune" / "model_repository"
+    assert given.from_reference == []
 
 
 @pytest.mark.parametrize("failed", STAGES[:4])
 def test_files_that_depend_on_each_other_are_replaced_together(
     reference: Reference, tmp_path: Path, failed: str
 ) -> None:
-    inheritance = Inheritance(reference, tmp_path)
-    found = settle(inheritance, tmp_path, (failed,))
+    carry_forward = CarryForward(reference, tmp_path)
+    found = advance(carry_forward, tmp_path, (failed,))
     for name, maker in MADE_BY.items():
         if name in found:
             assert found[name] == ("reference" if maker <= failed else "own"), name
@@ -280,7 +277,7 @@ def test_files_that_depend_on_each_other_are_replaced_together(
 
 @pytest.mark.parametrize("failed", ["06_serve", "07_tune"])
 def test_measurements_are_replaced_alone(reference: Reference, tmp_path: Path, failed: str) -> None:
-    found = settle(Inheritance(reference, tmp_path), tmp_path, (failed,))
+    found = advance(CarryForward(reference, tmp_path), tmp_path, (failed,))
     replaced = {name for name, owner in found.items() if owner == "reference"}
     assert replaced == set(artifacts_of(failed))
 
@@ -288,44 +285,44 @@ def test_measurements_are_replaced_alone(reference: Reference, tmp_path: Path, f
 def test_a_repository_is_written_anew_from_the_own_models(
     reference: Reference, tmp_path: Path
 ) -> None:
-    inheritance = Inheritance(reference, tmp_path / "work")
+    carry_forward = CarryForward(reference, tmp_path / "work")
     for stage in STAGES[:4]:
-        inheritance.accept(own(tmp_path, stage))
-    inheritance.replace("05_configure")
-    given, repository = inheritance.given("06_serve")
-    assert repository is not None
-    model = repository / "cifar10_onnx_int8" / "1" / "model.onnx"
+        carry_forward.advance(stage, own(tmp_path, stage))
+    carry_forward.advance("05_configure", None)
+    given = carry_forward.inputs("06_serve")
+    assert given.repository is not None
+    model = given.repository / "cifar10_onnx_int8" / "1" / "model.onnx"
     assert model.read_text() == "own model_int8.onnx"
-    assert (repository / "cifar10_onnx_int8" / "config.pbtxt").is_file()
-    assert whose(given)["configure.json"] == "reference"
-    assert inheritance.from_reference(given) == ["configure.json"]
+    assert (given.repository / "cifar10_onnx_int8" / "config.pbtxt").is_file()
+    assert whose(given.artifacts)["configure.json"] == "reference"
+    assert given.from_reference == ["configure.json"]
 
 
 def test_a_failed_tuning_keeps_the_repository(reference: Reference, tmp_path: Path) -> None:
-    inheritance = Inheritance(reference, tmp_path)
-    settle(inheritance, tmp_path, ("07_tune",))
-    assert inheritance.repository == tmp_path / "own" / "05_configure" / "model_repository"
+    carry_forward = CarryForward(reference, tmp_path)
+    advance(carry_forward, tmp_path, ("07_tune",))
+    assert carry_forward.repository == tmp_path / "own" / "05_configure" / "model_repository"
 
 
 @pytest.mark.parametrize("failed", ["02_train", "07_tune"])
 def test_the_report_is_about_one_run(reference: Reference, tmp_path: Path, failed: str) -> None:
-    inheritance = Inheritance(reference, tmp_path)
-    settle(inheritance, tmp_path, (failed,))
-    given, repository = inheritance.given("08_report")
-    assert set(whose(given).values()) == {"reference"}
-    assert set(given) == set(MADE_BY) - OPTIONAL - {"report.json", "report.html"}
-    assert repository == reference.repository
-    assert set(inheritance.from_reference(given)) == set(given)
+    carry_forward = CarryForward(reference, tmp_path)
+    advance(carry_forward, tmp_path, (failed,))
+    given = carry_forward.inputs("08_report")
+    assert set(whose(given.artifacts).values()) == {"reference"}
+    assert set(given.artifacts) == set(MADE_BY) - OPTIONAL - {"report.json", "report.html"}
+    assert given.repository == reference.repository
+    assert set(given.from_reference) == set(given.artifacts)
 
 
 def test_what_is_given_cannot_change_what_is_inherited(
     reference: Reference, tmp_path: Path
 ) -> None:
-    inheritance = Inheritance(reference, tmp_path)
-    inheritance.accept(own(tmp_path, "01_data"))
-    given, _ = inheritance.given("02_train")
-    given.clear()
-    assert list(inheritance.given("02_train")[0]) == ["splits.json"]
+    carry_forward = CarryForward(reference, tmp_path)
+    carry_forward.advance("01_data", own(tmp_path, "01_data"))
+    carry_forward.inputs("02_train").artifacts.clear()
+    given = carry_forward.inputs("02_train").artifacts
+    assert list(given) == ["splits.json", "statistics.json"]
 
 
 def test_json_of_the_kept_files_survives_byte_for_byte(run: Path, keep: Path) -> None:

@@ -5,20 +5,23 @@ Every program here ends by itself at a few times its cap: a cap that fails shows
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 
-from labkit.grading import sandbox
-from labkit.grading.box import open_box
+from labkit.grading import sandbox, watch
 from labkit.grading.limits import Limits
-from labkit.grading.results import CPU, DISK, OK, OOM, OUTPUT, PROCESSES, TIMEOUT
+from labkit.grading.results import CPU, DISK, OK, OOM, OUTPUT, PROCESSES, SHORTAGE, TIMEOUT
 from labkit.grading.sandbox import Confined, Isolation
-from labkit.grading.watch import Outcome
+from labkit.grading.watch import POLL_S, Outcome
+from labkit.grading.workdir import open_workdir
 
 pytestmark = pytest.mark.sandbox
 WIDE = Limits(wall_s=20, cpu_s=20, memory_mib=600, processes=30, disk_mib=100, files=500,
@@ -73,6 +76,35 @@ time.sleep(6)
 """
 PRINTS = "import time\nfor _ in range(8):\n    print('x' * 2**20, flush=True)\ntime.sleep(4)"
 PRINTS_ASIDE = PRINTS.replace("flush=True", "flush=True, file=__import__('sys').stderr")
+MEMFD = """
+import os, time
+held = os.memfd_create("held")
+for _ in range(60):
+    os.write(held, b"x" * 2**23)
+time.sleep(8)
+"""
+IN_SHM = """
+import time
+with open("/dev/shm/held", "wb") as stream:
+    for _ in range(45):
+        stream.write(b"x" * 2**23)
+time.sleep(8)
+"""
+NAMELESS = """
+import os, time
+held = os.open("/tmp/held", os.O_RDWR | os.O_CREAT)
+os.unlink("/tmp/held")
+os.write(held, b"x" * 60 * 2**20)
+time.sleep(8)
+"""
+HIDDEN = """
+import os, time
+os.makedirs("/tmp/a/b")
+open("/tmp/a/b/held", "wb").write(b"x" * 60 * 2**20)
+os.chmod("/tmp/a/b", 0)
+os.chmod("/tmp/a", 0)
+time.sleep(8)
+"""
 SLEEPS = "import time\ntime.sleep(8)"
 DEAF = "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(8)"
 
@@ -86,22 +118,39 @@ class Run:
     left: list[psutil.Process]
 
 
+def wait(confined: Confined, look: Callable[[], None]) -> Outcome:
+    """Wait for a program to end, or stop it at the first limit; `look` meanwhile."""
+    watch, (verdict, reason) = confined.watch, (OK, "")
+    try:
+        while confined.process.poll() is None:
+            look()
+            if breach := watch.breach():
+                verdict, reason = breach
+                break
+            time.sleep(POLL_S)
+    finally:
+        status = confined.stop()
+    return Outcome(verdict, reason, status, watch.seconds, watch.cpu_s, watch.peak_memory_mib)
+
+
 def run(isolation: Isolation, folder: Path, program: str, limits: Limits = WIDE) -> Run:
-    """Run a program in a box of its own."""
+    """Run a program in a workdir of its own."""
     seen: dict[tuple[int, float], psutil.Process] = {}
 
     def look() -> None:
         for process in psutil.Process().children(recursive=True):
             seen[process.pid, process.create_time()] = process
 
-    with open_box(folder, isolation) as box:
-        box.hand_over()
+    with open_workdir(folder, isolation) as workdir:
+        workdir.hand_over()
         command = [sys.executable, "-I", "-c", program]
-        sandbox = box.sandbox("smoke")
-        with Confined(isolation, sandbox, command, limits, box.writable, box.log) as confined:
-            outcome = confined.wait(look)
-        said = box.log.read_text(errors="replace")
-    assert not list(folder.iterdir()), "the box is removed, with everything in it"
+        sandbox = workdir.sandbox("smoke")
+        with Confined(
+            isolation, sandbox, command, limits, workdir.writable, workdir.log
+        ) as confined:
+            outcome = wait(confined, look)
+        said = workdir.log.read_text(errors="replace")
+    assert not list(folder.iterdir()), "the workdir is removed, with everything in it"
     return Run(outcome, said, [process for process in seen.values() if runs(process)])
 
 
@@ -119,6 +168,10 @@ def runs(process: psutil.Process) -> bool:
         pytest.param(OOM, GROWS, {"memory_mib": 200}, id="memory"),
         pytest.param(OOM, CHILDREN_GROW, {"memory_mib": 200}, id="memory of children"),
         pytest.param(PROCESSES, FORKS, {"processes": 20}, id="processes"),
+        pytest.param(OOM, MEMFD, {"memory_mib": 200}, id="memory of no process"),
+        pytest.param(OOM, IN_SHM, {"memory_mib": 200}, id="memory behind a file"),
+        pytest.param(DISK, NAMELESS, {"disk_mib": 20}, id="disk without a name"),
+        pytest.param(DISK, HIDDEN, {"disk_mib": 20}, id="disk in a folder that is hidden"),
         pytest.param(DISK, WRITES, {"disk_mib": 20}, id="disk"),
         pytest.param(DISK, BURIES, {}, id="below where any path leads"),
         pytest.param(DISK, SCATTERS, {"files": 100}, id="files"),
@@ -209,3 +262,33 @@ print(sorted(os.listdir("/home")), Path("/etc/shadow").exists(), Path("/etc/host
 """
     said = run(isolation, tmp_path, program).said.splitlines()
     assert said == ["['lo']", "0 True", "True", "['student'] False False"]
+
+
+def test_no_user_namespace_opens_inside(isolation: Isolation, tmp_path: Path) -> None:
+    program = """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+for call in (lambda: libc.unshare(0x10000000), lambda: libc.syscall(56, 0x10000011, 0, 0, 0, 0),
+             lambda: libc.syscall(435, 0, 0)):
+    print(call(), os.strerror(ctypes.get_errno()))
+"""
+    said = run(isolation, tmp_path, program).said.splitlines()
+    assert said == ["-1 Operation not permitted"] * 2 + ["-1 Function not implemented"]
+
+
+def test_a_shortage_of_the_machine_stops_the_largest_only(
+    isolation: Isolation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where others use more, nobody is stopped on their account; and it is nobody's verdict."""
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=0))
+    monkeypatch.setattr(watch, "PEERS", tmp_path / "peers")
+    (tmp_path / "peers").mkdir()
+    place = tmp_path / "workdir"
+    place.mkdir()
+    other = tmp_path / "peers" / "1"
+    other.write_text("100000")
+    os.utime(other, (time.time() + 3600,) * 2)  # a watch that is alive, however slow this machine
+    small = run(isolation, place, "import time\ntime.sleep(2)", WIDE)
+    other.unlink()
+    alone = run(isolation, place, "import time\ntime.sleep(8)", WIDE)
+    assert (small.outcome.verdict, alone.outcome.verdict) == (OK, SHORTAGE)

@@ -14,13 +14,19 @@ from factory import STAGES, make_class, make_item, make_record, make_result
 from test_feedback import EVIL, Page, assert_inert
 
 from labkit.grading import results as verdicts
-from labkit.grading.attention import MOST_NAMES, attention, same_files
-from labkit.grading.class_page import class_summary, write_class_page
-from labkit.grading.class_pictures import MOST_CHECKS, checks_by_loss, slowest, verdict_kinds
+from labkit.grading.class_page import (
+    MOST_CHECKS,
+    checks_by_loss,
+    class_summary,
+    slowest,
+    verdict_kinds,
+    write_class_page,
+)
 from labkit.grading.feedback import write_feedback
+from labkit.grading.needs_review import MOST_NAMES, needs_review, same_files
 from labkit.grading.pages import VERDICT_WORDS, points_text
 from labkit.grading.results import GRADED, Result
-from labkit.grading.roster import Person
+from labkit.grading.roster import Person, Roster
 from labkit.plots.grading import (
     KINDS,
     CheckShare,
@@ -120,7 +126,7 @@ def test_what_needs_a_look_is_listed(tmp_path: Path) -> None:
         make_result("void", status=verdicts.REJECTED, reason="It is no zip."),
         make_result("greedy", stages=[make_record("02_train", verdicts.OOM)]),
     ]
-    matters = {matter.title: matter for matter in attention(found, {})}
+    matters = {matter.title: matter for matter in needs_review(found, {})}
     listed = {title: [one.student for one in matter.mentions] for title, matter in matters.items()}
     assert listed == {
         "Graded without a sandbox": ["open"],
@@ -141,20 +147,20 @@ def test_what_needs_a_look_is_listed(tmp_path: Path) -> None:
      verdicts.OUTPUT],
 )  # fmt: skip
 def test_every_limit_needs_a_look(verdict: str) -> None:
-    matter, *more = attention([make_result(stages=[make_record("02_train", verdict)])], {})
+    matter, *more = needs_review([make_result(stages=[make_record("02_train", verdict)])], {})
     assert matter.title == "Hit a limit"
     assert not more
 
 
 def test_an_ordinary_error_needs_no_look() -> None:
     stages = [make_record("02_train", verdict) for verdict in (verdicts.ERROR, verdicts.STOPPED)]
-    assert attention([make_result(points=60.0, stages=stages)], {}) == []
+    assert needs_review([make_result(points=60.0, stages=stages)], {}) == []
 
 
 @pytest.mark.parametrize("verdict", [verdicts.ERROR, verdicts.STOPPED])
 def test_high_points_with_an_error_need_a_look(verdict: str) -> None:
     found = make_result(stages=[make_record("01_data"), make_record("02_train", verdict)])
-    (matter,) = attention([found, make_result("bob")], {})
+    (matter,) = needs_review([found, make_result("bob")], {})
     assert matter.title == "High points, but an error"
     (mention,) = matter.mentions
     assert mention.why == f"100 points; 02_train: {VERDICT_WORDS[verdict].label}"
@@ -162,11 +168,11 @@ def test_high_points_with_an_error_need_a_look(verdict: str) -> None:
 
 def test_a_submission_without_a_right_exercise_needs_a_look() -> None:
     items = [make_item(0, 0.0), make_item(1, 0.5), make_item(2, 1.0)]
-    (matter,) = attention([make_result(items=items)], {})
+    (matter,) = needs_review([make_result(items=items)], {})
     assert matter.title == "No exercise is right"
     assert matter.mentions[0].why == "0 of 2 right, 5 points"
-    assert attention([make_result(items=[*items, make_item(3, 1.0)])], {}) == []
-    assert attention([make_result(items=[make_item(2, 0.0)])], {}) == []  # no exercise was set
+    assert needs_review([make_result(items=[*items, make_item(3, 1.0)])], {}) == []
+    assert needs_review([make_result(items=[make_item(2, 0.0)])], {}) == []  # no exercise was set
 
 
 def test_numbers_say_whom_they_leave_out(tmp_path: Path) -> None:
@@ -180,7 +186,7 @@ def test_numbers_say_whom_they_leave_out(tmp_path: Path) -> None:
 
 def test_long_lists_are_cut(tmp_path: Path) -> None:
     found = [make_result(f"s{number:03d}", isolation="none") for number in range(40)]
-    (matter,) = attention(found, {})
+    (matter,) = needs_review(found, {})
     assert (len(matter.mentions), matter.count, matter.more) == (MOST_NAMES, 40, 40 - MOST_NAMES)
     assert f"and {40 - MOST_NAMES} more" in words(page_of(tmp_path, found))
 
@@ -190,9 +196,9 @@ def test_the_roster_tells_who_is_missing_or_unknown(tmp_path: Path) -> None:
     roster.write_text("student,name\nada,Ada\nzoe,Zoe\n", encoding="utf-8")
     path = write_class_page(tmp_path, [make_result("ada"), make_result("bob")], "T", roster)
     text = words(Page(path.read_text(encoding="utf-8")))
-    assert "No submission: 1 On the roster, but without a submission. zoe" in text
+    assert "No submission: 1 On the roster, but without a submission. Zoe" in text
     assert "Not on the roster: 1" in text
-    assert attention([make_result("ada")], {"ada": Person("ada")}) == []
+    assert needs_review([make_result("ada")], Roster([Person("ada")])) == []
 
 
 def test_same_files_are_grouped_by_who_shares_them(tmp_path: Path) -> None:

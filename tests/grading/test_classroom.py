@@ -20,22 +20,22 @@ from tiny import write_notebook
 from labkit.grading import classroom
 from labkit.grading.classroom import Event, grade_class, run_worker
 from labkit.grading.grade import scored
-from labkit.grading.intake import Intake, Source, find_submissions, take_in
-from labkit.grading.plan import GradingRuns, Plan, locked
 from labkit.grading.publish import mark_copies
 from labkit.grading.results import FAILED, GRADED, Result, StageRecord, read_result, write_result
+from labkit.grading.session import GradingRuns, Session, locked
+from labkit.grading.submission import Intake, Source, find_submissions, take_in
 
 
 @pytest.fixture
-def plan(tmp_path: Path) -> Plan:
+def session(tmp_path: Path) -> Session:
     for student in ("cleo", "ada", "bea"):
         write_notebook(tmp_path / "class" / student, "01_data", f"print({student!r})")
-    return Plan.begin(Plan(tmp_path / "grades", "smoke", tmp_path / "run"), None, False)
+    return Session.begin(Session(tmp_path / "grades", "smoke", tmp_path / "run"), None, False)
 
 
 @pytest.fixture
-def sources(plan: Plan, tmp_path: Path) -> list[Source]:
-    return find_submissions(tmp_path / "class")[0]
+def sources(session: Session, tmp_path: Path) -> list[Source]:
+    return find_submissions(tmp_path / "class").sources
 
 
 @pytest.fixture(autouse=True)
@@ -44,29 +44,29 @@ def no_caches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(classroom, "POLL_S", 0.02)
 
 
-def pretend(plan: Plan, calls: list[str], status: str = GRADED) -> Callable[..., str]:
+def pretend(session: Session, calls: list[str], status: str = GRADED) -> Callable[..., str]:
     """Return a worker that writes a result without running anything."""
 
     def work(out: str, source: str, student: str) -> str:
         calls.append(student)
-        name = Path(source).name
         digest = take_in(
-            Source(name, Path(source), False), Path(out) / f"staged-{name}-{time.monotonic_ns()}"
+            Source(student, {"": Path(source) / student}),
+            Path(out) / f"staged-{student}-{time.monotonic_ns()}",
         ).sha256
-        result = Result(student, status, "smoke", seed=plan.seed, submission_sha256=digest)
-        write_result(plan.result_path(student), scored(result, plan.rubric))
+        result = Result(student, status, "smoke", seed=session.seed, submission_sha256=digest)
+        write_result(session.result_path(student), scored(result, session.rubric))
         return student
 
     return work
 
 
 def test_results_come_in_the_order_of_the_class(
-    plan: Plan, sources: list[Source], monkeypatch: pytest.MonkeyPatch
+    session: Session, sources: list[Source], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []
     events: list[Event] = []
-    monkeypatch.setattr(classroom, "run_worker", pretend(plan, calls))
-    results = grade_class(plan, sources, workers=2, on_event=events.append)
+    monkeypatch.setattr(classroom, "run_worker", pretend(session, calls))
+    results = grade_class(session, sources, workers=2, on_event=events.append)
     assert [result.student for result in results] == ["ada", "bea", "cleo"]
     assert sorted(calls) == ["ada", "bea", "cleo"]
     finished = [event for event in events if event.kind == "graded"]
@@ -74,16 +74,16 @@ def test_results_come_in_the_order_of_the_class(
     assert {event.total for event in events} == {3}
 
 
-def test_an_empty_class_is_graded_at_once(plan: Plan) -> None:
-    assert grade_class(plan, []) == []
+def test_an_empty_class_is_graded_at_once(session: Session) -> None:
+    assert grade_class(session, []) == []
 
 
 def test_what_is_graded_is_kept_and_what_changed_is_graded_again(
-    plan: Plan, sources: list[Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    session: Session, sources: list[Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []
-    monkeypatch.setattr(classroom, "run_worker", pretend(plan, calls))
-    grade_class(plan, sources)
+    monkeypatch.setattr(classroom, "run_worker", pretend(session, calls))
+    grade_class(session, sources)
     write_notebook(tmp_path / "class" / "bea", "01_data", "print('handed in again')")
     calls.clear()
     kept: list[str] = []
@@ -92,44 +92,44 @@ def test_what_is_graded_is_kept_and_what_changed_is_graded_again(
         if event.kind == "kept" and event.result:
             kept.append(event.result.student)
 
-    grade_class(plan, sources, on_event=note)
+    grade_class(session, sources, on_event=note)
     assert (calls, kept) == (["bea"], ["ada", "cleo"])
 
 
 @pytest.mark.parametrize("change", [{"profile": "full"}, {"seed": 7}], ids=str)
 def test_a_result_of_other_settings_is_not_kept(
-    plan: Plan, sources: list[Source], monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+    session: Session, sources: list[Source], monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
 ) -> None:
     calls: list[str] = []
-    monkeypatch.setattr(classroom, "run_worker", pretend(plan, calls))
-    grade_class(plan, sources)
-    result = read_result(plan.result_path("bea"))
-    write_result(plan.result_path("bea"), replace(result, **change))
+    monkeypatch.setattr(classroom, "run_worker", pretend(session, calls))
+    grade_class(session, sources)
+    result = read_result(session.result_path("bea"))
+    write_result(session.result_path("bea"), replace(result, **change))
     calls.clear()
-    grade_class(plan, sources)
+    grade_class(session, sources)
     assert calls == ["bea"]
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"schema": 0}', '{"schema": 1, "stages": 3}'])
 def test_a_result_that_cannot_be_read_is_made_again(
-    plan: Plan, sources: list[Source], monkeypatch: pytest.MonkeyPatch, content: str
+    session: Session, sources: list[Source], monkeypatch: pytest.MonkeyPatch, content: str
 ) -> None:
     calls: list[str] = []
-    monkeypatch.setattr(classroom, "run_worker", pretend(plan, calls))
-    grade_class(plan, sources)
-    plan.result_path("cleo").write_text(content)
+    monkeypatch.setattr(classroom, "run_worker", pretend(session, calls))
+    grade_class(session, sources)
+    session.result_path("cleo").write_text(content)
     calls.clear()
-    results = grade_class(plan, sources)
+    results = grade_class(session, sources)
     assert calls == ["cleo"]
     assert [result.status for result in results] == 3 * [GRADED]
 
 
 def test_a_submission_that_cannot_be_read_again_stops_nobody(
-    plan: Plan, sources: list[Source], monkeypatch: pytest.MonkeyPatch
+    session: Session, sources: list[Source], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []
-    monkeypatch.setattr(classroom, "run_worker", pretend(plan, calls))
-    grade_class(plan, sources)
+    monkeypatch.setattr(classroom, "run_worker", pretend(session, calls))
+    grade_class(session, sources)
 
     def broken(source: Source, *rest: object) -> Intake:
         if source.student == "ada":
@@ -137,16 +137,16 @@ def test_a_submission_that_cannot_be_read_again_stops_nobody(
         return take_in(source, *rest)  # type: ignore[arg-type]
 
     calls.clear()
-    monkeypatch.setattr(classroom, "take_in", broken)
-    assert len(grade_class(plan, sources)) == 3
+    monkeypatch.setattr(classroom, "take_in_time", broken)
+    assert len(grade_class(session, sources)) == 3
     assert calls == ["ada"]
 
 
 def test_workers_are_told_absolute_paths(
-    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[tuple[str, str]] = []
-    work = pretend(plan, [])
+    work = pretend(session, [])
 
     def note(out: str, source: str, student: str) -> str:
         told.append((out, source))
@@ -154,24 +154,23 @@ def test_workers_are_told_absolute_paths(
 
     monkeypatch.setattr(classroom, "run_worker", note)
     monkeypatch.chdir(tmp_path)
-    sources, _ = find_submissions(Path("class"))
-    grade_class(replace(plan, out=Path("grades")), sources)
+    sources = find_submissions(Path("class")).sources
+    grade_class(replace(session, out=Path("grades")), sources)
     folder = str(tmp_path / "class")
-    expected = [(str(plan.out), f"{folder}/{name}") for name in ("ada", "bea", "cleo")]
-    assert sorted(told) == expected
+    assert told == [(str(session.out), folder)] * 3
 
 
 def test_more_workers_than_submissions_are_no_trouble(
-    plan: Plan, sources: list[Source], monkeypatch: pytest.MonkeyPatch
+    session: Session, sources: list[Source], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(classroom, "run_worker", pretend(plan, []))
-    assert len(grade_class(plan, sources, workers=40)) == 3
+    monkeypatch.setattr(classroom, "run_worker", pretend(session, []))
+    assert len(grade_class(session, sources, workers=40)) == 3
 
 
 def test_never_more_at_once_than_asked_for(
-    plan: Plan, sources: list[Source], monkeypatch: pytest.MonkeyPatch
+    session: Session, sources: list[Source], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    work, lock = pretend(plan, []), threading.Lock()
+    work, lock = pretend(session, []), threading.Lock()
     now, most = 0, 0
 
     def slow(*task: str) -> str:
@@ -185,35 +184,35 @@ def test_never_more_at_once_than_asked_for(
         return work(*task)
 
     monkeypatch.setattr(classroom, "run_worker", slow)
-    grade_class(plan, sources, workers=2)
+    grade_class(session, sources, workers=2)
     assert most == 2
 
 
 def test_what_a_killed_grading_left_is_cleared_away(
-    plan: Plan, sources: list[Source], monkeypatch: pytest.MonkeyPatch
+    session: Session, sources: list[Source], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in (".work", ".progress"):
-        (plan.out / name / "ada").mkdir(parents=True)
-        (plan.out / name / "ada").chmod(0)
-    (plan.out / ".stop").touch()
-    monkeypatch.setattr(classroom, "run_worker", pretend(plan, []))
-    grade_class(plan, sources)
-    assert not {".work", ".progress", ".stop"} & {path.name for path in plan.out.iterdir()}
+        (session.out / name / "ada").mkdir(parents=True)
+        (session.out / name / "ada").chmod(0)
+    (session.out / ".stop").touch()
+    monkeypatch.setattr(classroom, "run_worker", pretend(session, []))
+    grade_class(session, sources)
+    assert not {".work", ".progress", ".stop"} & {path.name for path in session.out.iterdir()}
 
 
-def test_only_one_grader_at_a_time(plan: Plan, sources: list[Source]) -> None:
-    with locked(plan.out), pytest.raises(GradingRuns, match="another process grades into"):
-        grade_class(plan, sources)
+def test_only_one_grader_at_a_time(session: Session, sources: list[Source]) -> None:
+    with locked(session.out), pytest.raises(GradingRuns, match="another process grades into"):
+        grade_class(session, sources)
 
 
 def test_progress_that_is_just_being_written_is_skipped(
-    plan: Plan, sources: list[Source], monkeypatch: pytest.MonkeyPatch
+    session: Session, sources: list[Source], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    work = pretend(plan, [])
+    work = pretend(session, [])
     seen: list[dict[str, tuple[str, float]]] = []
 
     def slow(*task: str) -> str:
-        folder = plan.out / ".progress"
+        folder = session.out / ".progress"
         folder.mkdir(exist_ok=True)
         (folder / ".ada-x.json").write_text("")
         said = {"student": task[2], "step": "02_train", "since": time.time()}
@@ -222,24 +221,24 @@ def test_progress_that_is_just_being_written_is_skipped(
         return work(*task)
 
     monkeypatch.setattr(classroom, "run_worker", slow)
-    grade_class(plan, sources[:1], on_event=lambda event: seen.append(event.running or {}))
+    grade_class(session, sources[:1], on_event=lambda event: seen.append(event.running or {}))
     assert any(running.get("ada", ("", 0))[0] == "02_train" for running in seen)
 
 
 def test_where_the_grader_failed_it_tries_again(
-    plan: Plan, sources: list[Source], monkeypatch: pytest.MonkeyPatch
+    session: Session, sources: list[Source], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []
-    monkeypatch.setattr(classroom, "run_worker", pretend(plan, calls, FAILED))
-    grade_class(plan, sources)
-    grade_class(plan, sources)
+    monkeypatch.setattr(classroom, "run_worker", pretend(session, calls, FAILED))
+    grade_class(session, sources)
+    grade_class(session, sources)
     assert sorted(calls) == sorted(2 * ["ada", "bea", "cleo"])
 
 
 def test_a_worker_that_raises_leaves_a_record_and_stops_nobody(
-    plan: Plan, sources: list[Source], monkeypatch: pytest.MonkeyPatch
+    session: Session, sources: list[Source], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    good = pretend(plan, [])
+    good = pretend(session, [])
 
     def sometimes(out: str, source: str, student: str) -> str:
         if student == "bea":
@@ -247,14 +246,14 @@ def test_a_worker_that_raises_leaves_a_record_and_stops_nobody(
         return good(out, source, student)
 
     monkeypatch.setattr(classroom, "run_worker", sometimes)
-    statuses = {r.student: (r.status, r.reason) for r in grade_class(plan, sources)}
+    statuses = {r.student: (r.status, r.reason) for r in grade_class(session, sources)}
     assert statuses["ada"][0] == statuses["cleo"][0] == GRADED
     assert statuses["bea"][0] == FAILED
     assert "no space left" in statuses["bea"][1]
 
 
 def test_a_worker_process_that_dies_leaves_a_record(
-    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = subprocess.Popen
 
@@ -262,15 +261,15 @@ def test_a_worker_process_that_dies_leaves_a_record(
         return real([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], **options)  # type: ignore[call-overload]
 
     monkeypatch.setattr(classroom.subprocess, "Popen", dies)
-    run_worker(str(plan.out), str(tmp_path / "class" / "ada"), "ada")
-    result = read_result(plan.result_path("ada"))
+    run_worker(str(session.out), str(tmp_path / "class" / "ada"), "ada")
+    result = read_result(session.result_path("ada"))
     assert result.status == FAILED
     assert "status -9" in result.reason
     assert result.maximum == 100 and result.points == 0
 
 
 def test_giving_up_ends_the_workers(
-    plan: Plan, sources: list[Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    session: Session, sources: list[Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ctrl-C arrives as an exception in the loop that waits."""
     real = subprocess.Popen
@@ -288,18 +287,18 @@ def test_giving_up_ends_the_workers(
     monkeypatch.setattr(classroom.subprocess, "Popen", sleeps)
     begin = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        grade_class(plan, sources, workers=2, on_event=interrupt)
+        grade_class(session, sources, workers=2, on_event=interrupt)
     assert time.monotonic() - begin < 20
     assert children and all(child.poll() == -signal.SIGTERM for child in children)
-    assert not list((plan.out / "results").glob("*.json")), "nobody is failed for it"
+    assert not list((session.out / "results").glob("*.json")), "nobody is failed for it"
 
 
-def test_a_worker_ends_with_whoever_started_it(plan: Plan, tmp_path: Path) -> None:
+def test_a_worker_ends_with_whoever_started_it(session: Session, tmp_path: Path) -> None:
     """Started by a process that has ended already, it does not begin."""
-    command = [sys.executable, "-m", "labkit.grading.worker", str(plan.out)]
+    command = [sys.executable, "-m", "labkit.grading.classroom", str(session.out)]
     command += [str(tmp_path / "class" / "ada"), str(os.getpid() + 100_000)]
     assert subprocess.run(command, check=False, timeout=60).returncode == 1
-    assert not plan.result_path("ada").exists()
+    assert not session.result_path("ada").exists()
 
 
 def with_files(student: str, **artifacts: str) -> Result:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,16 +16,26 @@ from tiny import reference_run, write_notebook
 
 from labkit import download
 from labkit.cli import main
+from labkit.grading import carry_forward as reference_module
 from labkit.grading import classroom as classroom_module
-from labkit.grading import reference as reference_module
 from labkit.grading import sandbox
 from labkit.grading.classroom import Event
 from labkit.grading.commands import describe
 from labkit.grading.grade import scored
-from labkit.grading.intake import Source
-from labkit.grading.plan import Plan, locked
-from labkit.grading.results import FAILED, GRADED, Result, StageRecord, read_result, write_result
+from labkit.grading.results import (
+    FAILED,
+    GRADED,
+    REJECTED,
+    HandedIn,
+    Measurement,
+    Result,
+    StageRecord,
+    read_result,
+    write_result,
+)
 from labkit.grading.rubric import RUBRIC
+from labkit.grading.session import Session, locked
+from labkit.grading.submission import Source
 from labkit.workspace import project_root, read_json, write_json
 
 Command = Callable[..., tuple[int, str]]
@@ -66,14 +78,23 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     calls: list[dict[str, Any]] = []
 
     def grade_class(
-        plan: Plan, sources: list[Source], workers: int, scheduler: str | None, on_event: Any
+        session: Session, sources: list[Source], workers: int, scheduler: str | None, on_event: Any
     ) -> list[Result]:
-        calls.append({"plan": plan, "students": [s.student for s in sources], "workers": workers})
+        calls.append(
+            {"session": session, "students": [s.student for s in sources], "workers": workers}
+        )
         assert all(source.path.is_absolute() for source in sources)
         results = []
         for number, source in enumerate(sources, start=1):
-            result = scored(Result(source.student, GRADED, plan.profile), plan.rubric)
-            write_result(plan.result_path(source.student), result)
+            about = HandedIn(source.platform, source.user, source.prefix, source.late)
+            items = session.rubric.items if source.platform else ()
+            right = {item.id: Measurement(item.full) for item in items}
+            status = REJECTED if source.student.startswith("empty") else GRADED
+            made = Result(
+                source.student, status, session.profile, handed_in=about, measurements=right
+            )
+            result = scored(made, session.rubric)
+            write_result(session.result_path(source.student), result)
             on_event(Event("running", number - 1, len(sources), running={source.student: ("x", 1)}))
             on_event(Event("graded", number, len(sources), result))
             results.append(result)
@@ -113,6 +134,7 @@ def everything_below(folder: Path) -> dict[str, bytes]:
         (["--seed", "-1"], "seed"),
         (["--seed", "one"], "seed"),
         (["--workers", "0"], "workers"),
+        (["--runtime", "container"], "expected stand-in or native"),
         (["--out", "class/grades"], "a folder of "),
         (["--out", "class"], "a folder of "),
         (["--out", "wrong.csv"], "is no folder"),
@@ -150,7 +172,6 @@ def test_wrong_options_are_one_sentence_and_nothing_runs(
     [
         ("nowhere", "nowhere is not a folder"), ("empty", "holds no submission"),
         ("file", "is not a folder"), ("loose", "note.txt is neither a folder nor a zip"),
-        ("twins", "more than one submission of a student"),
     ],
 )  # fmt: skip
 def test_submissions_that_are_none(
@@ -158,10 +179,9 @@ def test_submissions_that_are_none(
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
-    for folder in ("loose", "twins/ada"):
+    for folder in ("loose",):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "loose" / "note.txt").touch()
-    (tmp_path / "twins" / "ada.zip").touch()
     status, said = labkit("grade", tmp_path / name, "--out", tmp_path / "grades")
     assert status == 2
     assert words in said
@@ -184,7 +204,7 @@ def test_grades_that_are_there_are_not_written_over(
     assert len(ran) == 1
     assert everything_below(tmp_path / "grades") == before
     assert labkit(*command, "--resume")[0] == 0
-    assert ran[-1]["plan"].seed == 3, "it goes on with its own"
+    assert ran[-1]["session"].seed == 3, "it goes on with its own"
 
 
 def test_existing_grades_are_noticed_before_a_reference_is_made(
@@ -205,9 +225,9 @@ def test_existing_grades_are_noticed_before_a_reference_is_made(
         reference_module, "reference_folder", lambda profile: tmp_path / "reference"
     )
     monkeypatch.setattr(reference_module, "make_reference", make)
-    plan = Plan.begin(Plan(tmp_path / "grades", "smoke", tmp_path), None, False)
-    write_result(plan.result_path("ada"), Result("ada", GRADED, "smoke"))
-    assert labkit("grade", submissions, "--out", plan.out)[0] == 2
+    session = Session.begin(Session(tmp_path / "grades", "smoke", tmp_path), None, False)
+    write_result(session.result_path("ada"), Result("ada", GRADED, "smoke"))
+    assert labkit("grade", submissions, "--out", session.out)[0] == 2
     assert made == []
     status, said = labkit("grade", submissions, "--out", tmp_path / "new")
     assert status == 0
@@ -262,7 +282,7 @@ def test_a_class_is_graded_and_what_an_instructor_opens_is_named(
         assert str(out / name) in said
         assert (out / name).is_file()
     assert (out / "feedback" / "ada" / "index.html").is_file()
-    assert Plan.load(out).reference == reference
+    assert Session.load(out).reference == reference
 
 
 def test_only_some_are_graded_and_all_are_given_back(
@@ -292,7 +312,7 @@ def test_memory_is_shared_by_those_who_run_at_once(
     command = ("grade", submissions, "--reference", reference, "--workers", "64")
     labkit(*command, "--out", tmp_path / "two")
     labkit(*command, "--out", tmp_path / "one", "--only", "ada")
-    two, one = (call["plan"].memory_mib for call in ran)
+    two, one = (call["session"].memory_mib for call in ran)
     assert two >= 1_000
     assert one >= two
     assert one > 1_000 or two == one  # on a machine with little memory
@@ -304,8 +324,8 @@ def test_paths_may_be_relative(
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     assert labkit("grade", "class", "--out", "grades", "--reference", "reference")[0] == 0
-    assert ran[0]["plan"].out == tmp_path / "grades"
-    assert ran[0]["plan"].reference == tmp_path / "reference"
+    assert ran[0]["session"].out == tmp_path / "grades"
+    assert ran[0]["session"].reference == tmp_path / "reference"
 
 
 # ---- again
@@ -341,11 +361,11 @@ def test_what_is_wrong_is_said_before_points_change(
 
 def test_points_change_with_the_rubric(labkit: Command, grades: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.toml"
-    other.write_text(RUBRIC.read_text().replace("points = 8", "points = 9"))
+    other.write_text(RUBRIC.read_text().replace("points = 8", "points = 9", 1))
     status, said = labkit("regrade", grades, "--rubric", other)
     assert status == 0, said
-    assert said.count("0 of 102 points, from stored measurements") == 2
-    assert {read_json(path)["maximum"] for path in (grades / "results").iterdir()} == {102}
+    assert said.count("0 of 101 points, from stored measurements") == 2
+    assert {read_json(path)["maximum"] for path in (grades / "results").iterdir()} == {101}
 
 
 def test_what_was_cleared_away_keeps_its_points(labkit: Command, grades: Path) -> None:
@@ -402,8 +422,8 @@ def test_ctrl_c_says_how_to_go_on(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def grade_class(plan: Plan, *arguments: Any) -> list[Result]:
-        write_result(plan.result_path("ada"), Result("ada", GRADED, "smoke"))
+    def grade_class(session: Session, *arguments: Any) -> list[Result]:
+        write_result(session.result_path("ada"), Result("ada", GRADED, "smoke"))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(classroom_module, "grade_class", grade_class)
@@ -415,11 +435,11 @@ def test_ctrl_c_says_how_to_go_on(
 
 
 def test_a_regrade_of_nothing_writes_nothing(labkit: Command, tmp_path: Path) -> None:
-    plan = Plan.begin(Plan(tmp_path / "grades", "smoke", tmp_path), None, False)
-    status, said = labkit("regrade", plan.out)
+    session = Session.begin(Session(tmp_path / "grades", "smoke", tmp_path), None, False)
+    status, said = labkit("regrade", session.out)
     assert status == 2
     assert "has no results yet: labkit grade makes them" in said
-    assert not (plan.out / "class.html").exists()
+    assert not (session.out / "class.html").exists()
 
 
 def test_make_grade_asks_for_a_class() -> None:
@@ -433,3 +453,128 @@ def test_make_grade_asks_for_a_class() -> None:
     )
     assert done.returncode == 2
     assert "say which class: make grade SUBMISSIONS=FOLDER" in done.stderr
+
+
+# ---- the walks of docs/grading.md, from a download to a gradebook
+
+CANVAS = """Student,ID,SIS User ID,SIS Login ID,Section,Lab (4711)
+    Points Possible,,,,,100
+"Doe, Jane",12345,s-1,jane@x.example,A,
+"Lee, Ann",222,s-2,ann@x.example,A,
+"Gone, Bob",333,s-3,bob@x.example,A,
+"""
+
+
+def table(path: Path) -> dict[str, dict[str, str]]:
+    with path.open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    return {next(iter(row.values())): row for row in rows}
+
+
+@pytest.fixture
+def walk(labkit: Command, tmp_path: Path, reference: Path) -> Callable[..., tuple[int, str]]:
+    """Grade the folder `class` into `grades`."""
+
+    def go(*options: object) -> tuple[int, str]:
+        command = ("grade", tmp_path / "class", "--out", tmp_path / "grades")
+        return labkit(*command, "--reference", reference, *options)
+
+    return go
+
+
+def hand_in(folder: Path, *names: str) -> None:
+    for name in names:
+        path = write_notebook(folder / "made", "01_data", f"print({name!r})")
+        (folder / "class").mkdir(exist_ok=True)
+        path.replace(folder / "class" / name)
+
+
+def test_canvas_from_download_to_gradebook(walk: Command, tmp_path: Path) -> None:
+    hand_in(tmp_path, "doejane_12345_77_01_data.ipynb", "leeann_LATE_222_78_01_data-1.ipynb")
+    (tmp_path / "roster.csv").write_text(CANVAS)
+    status, said = walk("--roster", tmp_path / "roster.csv")
+    assert (status, "2 of 2 graded" in said) == (0, True), said
+    canvas = table(tmp_path / "grades" / "canvas.csv")
+    assert list(canvas) == ["Points Possible", "Doe, Jane", "Lee, Ann"]
+    assert canvas["Lee, Ann"]["ID"] == "222"
+    assert canvas["Lee, Ann"]["Deploying a model with Triton"] == "100"
+    gradebook = table(tmp_path / "grades" / "gradebook.csv")
+    assert gradebook["leeann"]["late"] == "late"
+    assert gradebook["Gone, Bob"]["status"] == "no submission"
+    page = (tmp_path / "grades" / "class.html").read_text()
+    assert "Doe, Jane" in page and ">doejane<" not in page and "Points Possible" not in page
+    with zipfile.ZipFile(tmp_path / "grades" / "canvas-feedback.zip") as archive:
+        assert sorted(archive.namelist()) == [
+            "doejane_12345_77_feedback.zip", "leeann_LATE_222_78_feedback.zip",
+        ]  # fmt: skip
+
+
+def test_moodle_from_download_to_worksheet(walk: Command, tmp_path: Path) -> None:
+    folder = "Jane Doe_31415_assignsubmission_file_"
+    write_notebook(tmp_path / "class" / folder, "01_data", "1")
+    (tmp_path / "roster.csv").write_text(
+        "Identifier,Full name,ID number,Email address,Status,Grade\n"
+        "Participant 31415,Jane Doe,8,jane@x.example,Submitted,-\n"
+    )
+    status, said = walk("--roster", tmp_path / "roster.csv")
+    assert status == 0, said
+    sheet = table(tmp_path / "grades" / "moodle-worksheet.csv")["Participant 31415"]
+    assert (sheet["Full name"], sheet["Grade"]) == ("Jane Doe", "100")
+    with zipfile.ZipFile(tmp_path / "grades" / "moodle-feedback.zip") as archive:
+        assert archive.namelist() == [f"{folder}/index.html"]
+
+
+def test_a_late_submission_loses_what_the_rubric_says(walk: Command, tmp_path: Path) -> None:
+    hand_in(tmp_path, "leeann_LATE_222_78_01_data.ipynb")
+    rubric = tmp_path / "strict.toml"
+    rubric.write_text("late_penalty = 0.1\n" + RUBRIC.read_text())
+    assert walk("--rubric", rubric)[0] == 0
+    assert table(tmp_path / "grades" / "gradebook.csv")["leeann"]["total"] == "90"
+
+
+def test_who_is_exempt_is_so_after_a_regrade(
+    walk: Command, labkit: Command, tmp_path: Path
+) -> None:
+    hand_in(tmp_path, "doejane_12345_77_01_data.ipynb")
+    assert walk()[0] == 0
+    rows = CANVAS.replace("Lab (4711)", "Lab (4711),Exempt").replace("jane@x.example,A,", "j,A,,x")
+    (tmp_path / "roster.csv").write_text(rows)
+    assert labkit("regrade", tmp_path / "grades", "--roster", tmp_path / "roster.csv")[0] == 0
+    canvas = table(tmp_path / "grades" / "canvas.csv")
+    assert canvas["Doe, Jane"]["Deploying a model with Triton"] == "EX"
+
+
+def test_who_has_left_stays_away(walk: Command, labkit: Command, tmp_path: Path) -> None:
+    hand_in(tmp_path, "doejane_12345_77_01_data.ipynb", "leeann_222_78_01_data.ipynb")
+    assert walk()[0] == 0
+    (tmp_path / "class" / "leeann_222_78_01_data.ipynb").unlink()
+    status, said = walk("--resume")
+    assert (status, "no longer handed in, put into removed/: leeann" in said) == (0, True)
+    assert labkit("regrade", tmp_path / "grades")[0] == 0
+    assert list(table(tmp_path / "grades" / "gradebook.csv")) == ["doejane"]
+    assert (tmp_path / "grades" / "removed" / "leeann" / "result.json").is_file()
+    assert not (tmp_path / "grades" / "feedback" / "leeann").exists()
+
+
+def test_notebooks_that_are_nobodys_are_told_at_the_end(walk: Command, tmp_path: Path) -> None:
+    hand_in(tmp_path, "doejane_12345_77_01_data.ipynb", "01_data.ipynb", "02 copy.ipynb")
+    (tmp_path / "class" / "readme.txt").touch()
+    status, said = walk()
+    assert status == 2
+    assert "left out: 2 notebooks or archives that are nobody's (01_data.ipynb, 02 co" in said
+    assert "1 of 1 graded" in said
+    assert walk("--resume", "--leave-out")[0] == 0
+
+
+def test_who_was_rejected_is_left_empty_and_said(walk: Command, tmp_path: Path) -> None:
+    hand_in(tmp_path, "doejane_12345_77_01_data.ipynb", "emptybo_333_79_01_data.ipynb")
+    status, said = walk()
+    assert (status, "left empty for the platforms: emptybo" in said) == (1, True)
+    canvas = table(tmp_path / "grades" / "canvas.csv")
+    assert canvas["emptybo"]["Deploying a model with Triton"] == ""
+
+
+def test_nbgraders_folders_are_submissions(walk: Command, tmp_path: Path) -> None:
+    write_notebook(tmp_path / "class" / "ada" / "lab3", "01_data", "1")
+    assert walk()[0] == 0
+    assert list(table(tmp_path / "grades" / "gradebook.csv")) == ["ada"]

@@ -15,9 +15,9 @@ import pytest
 from tiny import reference_run, write_notebook
 
 from labkit.grading.classroom import DaskUnavailable, Event, grade_class
-from labkit.grading.intake import find_submissions
-from labkit.grading.plan import Plan
 from labkit.grading.results import GRADED
+from labkit.grading.session import Session
+from labkit.grading.submission import find_submissions
 from labkit.server.ports import free_port
 
 pytestmark = [pytest.mark.data, pytest.mark.timeout(240)]
@@ -70,11 +70,19 @@ def cluster(tmp_path: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]
                 process.wait()
 
 
-def make_plan(tmp_path: Path, students: list[str]) -> Plan:
+def make_session(tmp_path: Path, students: list[str]) -> Session:
     for student in students:
         write_notebook(tmp_path / "class" / student, "01_data", SLOW)
-    plan = Plan(tmp_path / "grades", "smoke", reference_run(tmp_path))
-    return Plan.begin(plan, None, resume=False)
+    session = Session(tmp_path / "grades", "smoke", reference_run(tmp_path))
+    return Session.begin(session, None, resume=False)
+
+
+def command_of(process: psutil.Process) -> str:
+    """The command line of a process; empty for one that has just ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
 
 
 def test_the_submissions_of_a_killed_worker_are_graded_by_the_other(
@@ -82,8 +90,8 @@ def test_the_submissions_of_a_killed_worker_are_graded_by_the_other(
 ) -> None:
     address, (victim, _) = cluster
     students = ["ada", "bea", "cleo", "dora"]
-    plan = make_plan(tmp_path, students)
-    sources, _ = find_submissions(tmp_path / "class")
+    session = make_session(tmp_path, students)
+    sources = find_submissions(tmp_path / "class").sources
     graders: list[psutil.Process] = []
     finished: list[str] = []
 
@@ -92,11 +100,11 @@ def test_the_submissions_of_a_killed_worker_are_graded_by_the_other(
             finished.append(event.result.student)
         if not graders and victim.poll() is None:
             found = psutil.Process(victim.pid).children(recursive=True)
-            if any("01_data" in " ".join(p.cmdline()) for p in found if p.is_running()):
+            if any("bwrap" in command_of(process) for process in found):
                 graders.extend(found)
                 victim.send_signal(signal.SIGKILL)
 
-    results = grade_class(plan, sources, scheduler=address, on_event=kill_one)
+    results = grade_class(session, sources, scheduler=address, on_event=kill_one)
     assert graders, "the worker was never seen to grade"
     assert victim.wait(10) == -signal.SIGKILL
     assert [result.student for result in results] == students
@@ -104,15 +112,15 @@ def test_the_submissions_of_a_killed_worker_are_graded_by_the_other(
     assert sorted(finished) == students, "each is reported once"
     _, alive = psutil.wait_procs(graders, timeout=20)
     assert alive == [], "what the killed worker had started ends with it"
-    assert not (plan.out / ".work").exists()
+    assert not (session.out / ".work").exists()
 
 
 def test_a_scheduler_that_does_not_answer_is_one_sentence(tmp_path: Path) -> None:
-    plan = make_plan(tmp_path, ["ada"])
-    sources, _ = find_submissions(tmp_path / "class")
+    session = make_session(tmp_path, ["ada"])
+    sources = find_submissions(tmp_path / "class").sources
     begin = time.monotonic()
     with pytest.raises(DaskUnavailable, match="does not answer"):
-        grade_class(plan, sources, scheduler=f"tcp://127.0.0.1:{free_port()}")
+        grade_class(session, sources, scheduler=f"tcp://127.0.0.1:{free_port()}")
     assert time.monotonic() - begin < 30
 
 
@@ -126,15 +134,15 @@ def test_a_cluster_that_cannot_be_used_is_closed(
         raise OSError("no answer")
 
     monkeypatch.setattr(distributed, "Client", refuse)
-    plan = make_plan(tmp_path, ["ada"])
-    sources, _ = find_submissions(tmp_path / "class")
+    session = make_session(tmp_path, ["ada"])
+    sources = find_submissions(tmp_path / "class").sources
     with pytest.raises(DaskUnavailable, match="no answer"):
-        grade_class(plan, sources, workers=1, scheduler="local")
+        grade_class(session, sources, workers=1, scheduler="local")
     assert [cluster.status.name for cluster in clusters] == ["closed"]
 
 
 def test_a_cluster_on_this_machine(tmp_path: Path) -> None:
-    plan = make_plan(tmp_path, ["ada"])
-    sources, _ = find_submissions(tmp_path / "class")
-    (result,) = grade_class(plan, sources, workers=1, scheduler="local")
+    session = make_session(tmp_path, ["ada"])
+    sources = find_submissions(tmp_path / "class").sources
+    (result,) = grade_class(session, sources, workers=1, scheduler="local")
     assert result.status == GRADED, result.reason

@@ -1,10 +1,11 @@
-"""Exercises, called as the sandbox calls them: the program in a process of its own, by path."""
+"""Exercises, called as grading calls them: in the kernel in which they were written."""
 
 import json
 import os
-import subprocess
-import sys
+import re
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +14,32 @@ import pytest
 import torch
 
 from labkit.chain import STAGES
-from labkit.grading import probes
+from labkit.grading import inside
 from labkit.grading.exercises import (
     EXERCISES,
-    exercise_inputs,
-    judge_exercises,
-    make_request,
+    ask,
+    ask_exercises,
+    measure_exercises,
     read_answers,
 )
 from labkit.grading.exercises.case import close, each, equals
 from labkit.grading.exercises.catalogue import CATALOGUE
-from labkit.grading.probes.exercise_values import Reader, plain
+from labkit.grading.inside import measure_files
+from labkit.grading.inside.call_function import UnfitAnswer, plain, read
+from labkit.grading.limits import Limits
 from labkit.grading.results import Measurement
+from labkit.grading.sandbox import NONE, Isolation, Program
+from labkit.grading.workdir import open_workdir
 from labkit.server import find_triton
 from labkit.workspace import project_root
 
 SEED = 11
-PROGRAM = Path(probes.__file__).with_name("call_exercises.py")
+RUNNER = Path(inside.__file__).with_name("run_cells.py")
+OPEN = Isolation(NONE)
 NOTEBOOKS = {stage: project_root() / "notebooks" / f"{stage}.ipynb" for stage in STAGES}
 SERVER_STAGE = "06_serve"
-WITHOUT_SERVER = {id: stage for id, stage in EXERCISES.items() if stage != SERVER_STAGE}
+SERVER_STAGES = (SERVER_STAGE, "10_pipeline")  # 10: see test_pipeline_exercises.py
+WITHOUT_SERVER = {id: stage for id, stage in EXERCISES.items() if stage not in SERVER_STAGES}
 TRITON = find_triton()
 needs_triton = [
     pytest.mark.triton,
@@ -60,30 +67,57 @@ def solution(exercise: str) -> str:
     return dict(code_cells(EXERCISES[exercise]))[exercise]
 
 
-def write_notebook(
-    path: Path, stage: str, answers: Mapping[str, str], first: str = "", last: str = ""
-) -> Path:
-    """The committed notebook with other solutions, and with a cell more at both ends."""
-    own = [answers.get(name, source) for name, source in code_cells(stage)]
-    sources = [source for source in (first, *own, last) if source]
-    cells = [{"cell_type": "code", "metadata": {}, "source": source} for source in sources]
-    path.write_text(json.dumps({"cells": cells, "nbformat": 4, "nbformat_minor": 5}))
-    return path
+Stages = dict[str, list[str]]  # notebook → the sources of its code cells
+NEEDED = {"03_export": "example = torch.zeros(2, 3, 32, 32)"}  # variables that a solution uses
 
 
-def run(folder: Path, notebooks: Mapping[str, Path], limit_s: float | None = None) -> Measurements:
-    """Call the exercises of some notebooks and judge what comes back."""
-    request = json.loads(make_request(SEED, notebooks))
-    for exercise in request["exercises"]:
-        exercise["limit_s"] = limit_s or exercise["limit_s"]
-    (folder / "request.json").write_text(json.dumps(request))
-    answers = folder / "answers"
-    answers.mkdir()
-    command = [sys.executable, str(PROGRAM), str(folder / "request.json"), str(answers)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=folder)
-    assert done.returncode == 0, done.stderr
-    assert not done.stdout, "what notebooks print goes nowhere"
-    return judge_exercises(SEED, read_answers(answers))
+def cells_of(stage: str, answers: Mapping[str, str], first: str = "", last: str = "") -> list[str]:
+    """The imports and solutions of the committed notebook, with other solutions for some."""
+    own = []
+    for name, source in code_cells(stage):
+        if name.startswith("ex-"):
+            own.append(answers.get(name, source))
+        elif re.search(r"^(import|from) ", source, re.MULTILINE):
+            own += [source, NEEDED.get(stage, "")]
+    return [source for source in (first, *own, last) if source.strip()]
+
+
+def look_into(content: bytes, images: Any) -> dict[str, Any]:
+    """What the sandbox that measures says of a file, in this process."""
+    with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
+        file.write(content)
+        file.flush()
+        try:
+            return {"value": measure_files.look_into({"file": file.name, "images": images})}
+        except Exception:
+            return {"error": "NoOnnx"}
+
+
+def run(
+    folder: Path,
+    stages: Mapping[str, list[str]],
+    limit_s: float | None = None,
+    cell_s: float = 30,
+) -> Measurements:
+    """Run cells as grading does, without a sandbox; call their exercises and judge the answers."""
+    answers: dict[str, Any] = {}
+    for stage, sources in stages.items():
+        with open_workdir(folder / stage, OPEN) as workdir:
+            sandbox = workdir.sandbox("smoke")
+            limits = Limits(wall_s=300, cpu_s=300)
+            with Program(RUNNER, OPEN, sandbox, limits, workdir.writable, workdir.log) as program:
+                program.hear(60)
+                program.tell(
+                    do="cells", sources=sources, folder=sandbox.folder, cell_s=cell_s,
+                    cell_cpu_s=30, output_bytes=10**7,
+                )  # fmt: skip
+                while not program.hear().get("done"):
+                    pass
+                asked = [replace(e, limit_s=limit_s or e.limit_s) for e in CATALOGUE]
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr(ask, "CATALOGUE", asked)
+                    answers |= ask_exercises(program, stage, SEED, EXERCISES, look_into)
+    return measure_exercises(SEED, json.loads(json.dumps(answers)))
 
 
 def run_answers(
@@ -93,13 +127,9 @@ def run_answers(
     last: str = "",
     limit_s: float | None = None,
 ) -> Measurements:
-    """Call notebooks in which the solutions of some exercises are others."""
+    """Run notebooks in which the solutions of some exercises are others."""
     stages = sorted({EXERCISES[exercise] for exercise in answers})
-    notebooks = {
-        stage: write_notebook(folder / f"{stage}.ipynb", stage, answers, first, last)
-        for stage in stages
-    }
-    return run(folder, notebooks, limit_s)
+    return run(folder, {stage: cells_of(stage, answers, first, last) for stage in stages}, limit_s)
 
 
 # -- the committed solutions -----------------------------------------------------------------------
@@ -114,7 +144,7 @@ def test_exercises_are_the_solution_cells_of_the_committed_notebooks() -> None:
                 found[about["grade_id"]] = stage
                 assert f"def {functions()[about['grade_id']]}(" in "".join(cell["source"])
     assert found == EXERCISES
-    assert len(EXERCISES) == 16
+    assert len(EXERCISES) == 19
 
 
 def functions() -> dict[str, str]:
@@ -123,8 +153,8 @@ def functions() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def solved(tmp_path_factory: pytest.TempPathFactory) -> Measurements:
-    notebooks = {stage: path for stage, path in NOTEBOOKS.items() if stage != SERVER_STAGE}
-    return run(tmp_path_factory.mktemp("solved"), notebooks)
+    stages = [stage for stage in STAGES if stage not in SERVER_STAGES]
+    return run(tmp_path_factory.mktemp("solved"), {s: cells_of(s, {}) for s in stages})
 
 
 @pytest.mark.parametrize("exercise", WITHOUT_SERVER)
@@ -139,21 +169,26 @@ def test_a_notebook_that_is_missing_has_no_marks(solved: Measurements) -> None:
         assert "nothing came back" in solved[exercise].detail
 
 
-@pytest.mark.parametrize(
-    "exercise", [e for e in WITHOUT_SERVER if e not in ("ex-03-batch", "ex-05-repair")]
-)
+SLOW = ("ex-03-batch", "ex-07-open-loop")  # a file, and seconds, for each case
+
+
+@pytest.mark.parametrize("exercise", [e for e in WITHOUT_SERVER if e not in SLOW])
 def test_the_oracle_agrees_with_the_solution_for_any_seed(exercise: str, tmp_path: Path) -> None:
     namespace: dict[str, Any] = {}
-    exec("import math, numpy as np, torch\nfrom torch import Tensor, nn", namespace)
+    exec(IMPORTS, namespace)
     exec(solution(exercise), namespace)
     [about] = [entry for entry in CATALOGUE if entry.id == exercise]
-    reader = Reader({}, tmp_path)
     for seed in range(25):
         for case in about.cases(seed):
             given = json.loads(json.dumps(case.arguments))
-            value = namespace[about.function](*[reader.read(entry) for entry in given])
+            value = namespace[about.function](*[read(entry, {}, tmp_path) for entry in given])
             assert case.right(json.loads(json.dumps(plain(value)))), (seed, case.label)
 
+
+IMPORTS = """import math, re, statistics, numpy as np, torch
+from google.protobuf import text_format
+from torch import Tensor, nn
+from tritonclient.grpc import model_config_pb2 as pb"""
 
 # -- plausible wrong solutions ---------------------------------------------------------------------
 
@@ -183,17 +218,27 @@ WRONG = {  # exercise: (solution, words of the detail)
         "    return weight, norm.bias - norm.running_mean * scale",
         "wrong where eps is not small",
     ),
-    "ex-03-batch": (
-        "def export_any_batch(model, path):\n"
-        "    with quiet_torchscript():\n"
-        "        torch.onnx.export(model, (example,), path, dynamo=False, opset_version=17,\n"
-        "                          input_names=['input'], output_names=['logits'])",
-        "1 of 5 hidden cases right; wrong where the name of axis 0 is read",
+    "ex-03-batch": (  # a softmax over the batch
+        "class Wrapped(nn.Module):\n"
+        "    def __init__(self, model):\n"
+        "        super().__init__()\n"
+        "        self.model = model\n"
+        "    def forward(self, x):\n"
+        "        return self.model(x / 255).softmax(0)\n"
+        "def export_for_bytes(model, path):\n"
+        "    names = ['pixels', 'probabilities']\n"
+        "    torch.onnx.export(Wrapped(model), (torch.zeros(2, 3, 32, 32).byte(),), path,\n"
+        "                      dynamo=False, input_names=names[:1], output_names=names[1:],\n"
+        "                      dynamic_axes={name: {0: 'batch'} for name in names})",
+        "0 of 5 hidden cases right; wrong where the names of the two tensors are read",
     ),
-    "ex-04-quantize": (
-        "def fake_quantize(x, scale, zero):\n"
-        "    q = np.clip(np.round(x / scale) + zero, 0, 255).astype(np.uint8)\n"
-        "    return (scale * (q - np.uint8(zero))).astype(np.float32)",
+    "ex-04-conv": (  # halves upwards
+        "def integer_conv(x, weight, bias, x_scale, x_zero, w_scale, y_scale, y_zero):\n"
+        "    sums = torch.nn.functional.conv2d(torch.tensor(x - np.float64(x_zero)),\n"
+        "                                      torch.tensor(weight).double()).numpy()\n"
+        "    step = x_scale * w_scale / y_scale\n"
+        "    q = np.floor((sums + bias[:, None, None]) * step[:, None, None] + 0.5)\n"
+        "    return (q + y_zero).clip(0, 255).astype(np.uint8)",
         "wrong where",
     ),
     "ex-04-pairs": (
@@ -203,29 +248,56 @@ WRONG = {  # exercise: (solution, words of the detail)
         "wrong where",
     ),
     "ex-05-repair": (
-        "def repair(text):\n    return to_text(to_config(VARIANTS['cifar10_onnx']))",
-        "the same answer in every hidden case",
+        "def repair(text, shapes):\n"
+        "    config = text_format.Parse(text, pb.ModelConfig())\n"
+        "    for tensor in (*config.input, *config.output):\n"
+        "        tensor.dims[:] = [d if type(d) is int else -1 for d in shapes[tensor.name][1:]]\n"
+        "    return text_format.MessageToString(config)",
+        "3 of 6 hidden cases right; wrong where max_batch_size is 0",
     ),
-    "ex-05-split": (
-        "def best_split(cores):\n"
-        "    return [(n, cores // n) for n in range(1, cores) if cores % n == 0]",
-        "0 of 5",
+    "ex-05-names": (
+        "def argument_positions(names, arguments):\n"
+        "    return [arguments.index(n) if n in arguments else int(n[-1]) for n in names]",
+        "wrong where one name of three is no argument",
     ),
-    "ex-07-little": ("def little(clients, latency_ms):\n    return clients / latency_ms", "0 of 4"),
+    "ex-07-stats": (
+        "def bottleneck(before, after):\n"
+        "    parts = {k: v['ns'] for k, v in after['inference_stats'].items()\n"
+        "             if k not in ('success', 'fail')}\n"
+        "    part = max(parts, key=parts.get)\n"
+        "    images = after['inference_count'] / after['execution_count']\n"
+        "    return part, parts[part] / sum(parts.values()), images",
+        "0 of 6",
+    ),
+    "ex-07-open-loop": (  # a client that waits, and counts from when it sends
+        "def open_loop(send, due_s):\n"
+        "    begin, waited = time.perf_counter(), []\n"
+        "    for due in due_s:\n"
+        "        time.sleep(max(0, begin + due - time.perf_counter()))\n"
+        "        start = time.perf_counter()\n"
+        "        send()\n"
+        "        waited.append(1e3 * (time.perf_counter() - start))\n"
+        "    return waited",
+        "wrong where the service stalls once",
+    ),
     "ex-07-choose": (
-        "def choose(table, limit_ms):\n"
-        "    good = {k: v for k, v in table.items() if v[1] is not None and v[1] < limit_ms}\n"
-        "    return max(good, key=lambda k: good[k][0], default=None)",
-        "wrong where a p99 is exactly the limit",
+        "def choose(rounds, limit_ms):\n"
+        "    rate = {k: statistics.median(r for r, _ in v) for k, v in rounds.items()\n"
+        "            if all(p is not None and p <= limit_ms for _, p in v)}\n"
+        "    order = sorted(rate, key=rate.get, reverse=True) + [None, None]\n"
+        "    return order[0], rate[order[0]] / rate[order[1]] if order[1] else None",
+        "wrong where every setting keeps the limit",
     ),
     "ex-08-front": (
         "def front(rows):\n"
         "    return [r[0] for r in rows if not any(o[1] > r[1] and o[2] > r[2] for o in rows)]",
         "wrong where two variants are equally accurate",
     ),
-    "ex-08-error": (
-        "import math\ndef standard_error(p, n):\n    return math.sqrt(p * (1 - p)) / n",
-        "wrong where",
+    "ex-08-paired": (  # without the continuity that the exact test has
+        "def mcnemar(first, second):\n"
+        "    b, c = int((first & ~second).sum()), int((second & ~first).sum())\n"
+        "    return math.erfc(abs(b - c) / math.sqrt(2 * (b + c))) if b + c else 1.0",
+        "wrong where they differ on some images",
     ),
 }
 
@@ -269,17 +341,24 @@ OTHER = {
         "    return fused.weight.detach().numpy(), fused.bias"
     ),
     "ex-03-batch": (
-        "def export_any_batch(model, path):\n"
+        "class Bytes(nn.Module):\n"
+        "    def forward(self, pixels):\n"
+        "        return pixels.to(torch.float32).mul(1 / 255)\n"
+        "def export_for_bytes(model, path):\n"
+        "    whole = nn.Sequential(Bytes(), model, nn.Softmax(1))\n"
         "    with torch.no_grad():\n"
-        "        torch.onnx.export(model, torch.rand(1, 3, 32, 32), str(path), dynamo=False,\n"
-        "                          **NAMES, dynamic_axes={n: {0: 'batch'} for n in ALL_NAMES})\n"
+        "        torch.onnx.export(whole, torch.ones(3, 3, 32, 32, dtype=torch.uint8), str(path),\n"
+        "                          dynamo=False, **NAMES,\n"
+        "                          dynamic_axes={n: {0: 'batch'} for n in ALL_NAMES})\n"
         "    return path"
     ),
-    "ex-04-quantize": (
-        "def fake_quantize(x, scale, zero):\n"
-        "    q = np.floor(x / scale + 0.5) + zero\n"
-        "    q[q < 0], q[q > 255] = 0, 255\n"
-        "    return (q - zero).astype(np.float32) * np.float32(scale)"
+    "ex-04-conv": (
+        "def integer_conv(x, weight, bias, x_scale, x_zero, w_scale, y_scale, y_zero):\n"
+        "    sums = torch.nn.functional.conv2d(torch.tensor(x - np.float64(x_zero)),\n"
+        "                                      torch.tensor(weight).double(),\n"
+        "                                      torch.tensor(bias).double())\n"
+        "    step = torch.tensor(x_scale * w_scale / y_scale)[:, None, None]\n"
+        "    return torch.clamp(torch.round(sums * step) + y_zero, 0, 255).byte()"
     ),
     "ex-04-pairs": (
         "def pair_sums(activations, weights):\n"
@@ -288,22 +367,60 @@ OTHER = {
         "    return activations.reshape(*activations.shape[:-1], -1, 2).sum(-1).astype(float)"
     ),
     "ex-05-repair": (
-        "import re\n"
-        "def repair(text):\n"
-        "    dims = iter(['dims: [3, 32, 32]', 'dims: 10'])\n"
-        "    return '# mended\\n' + re.sub(r'dims: (\\[.*?\\]|\\d+)', lambda m: next(dims), text)"
+        "def repair(text, shapes):\n"
+        "    config = pb.ModelConfig()\n"
+        "    text_format.Merge(text, config)\n"
+        "    owned = config.max_batch_size and all(type(s[0]) is str for s in shapes.values())\n"
+        "    if not owned:\n"
+        "        config.ClearField('max_batch_size')\n"
+        "        config.ClearField('dynamic_batching')\n"
+        "    for tensor in list(config.input) + list(config.output):\n"
+        "        del tensor.dims[:]\n"
+        "        for axis in shapes[tensor.name][bool(owned):]:\n"
+        "            tensor.dims.append(-1 if isinstance(axis, str) else axis)\n"
+        "    return '# mended\\n' + str(config)"
     ),
-    "ex-05-split": (
-        "def best_split(cores):\n"
-        "    counts = np.arange(1, cores + 1)\n"
-        "    return [[n, cores // n] for n in counts[cores % counts == 0]]\n"
-        "import numpy as np"
+    "ex-05-names": (
+        "def argument_positions(names, arguments):\n"
+        "    if set(names) <= set(arguments):\n"
+        "        return np.array([arguments.index(n) for n in names])\n"
+        "    tails = [n.rpartition('__') for n in names]\n"
+        "    if all(middle and tail.isdigit() for _, middle, tail in tails):\n"
+        "        return [int(tail) for *_, tail in tails]\n"
+        "    return range(len(names))"
     ),
-    "ex-07-little": "little = lambda clients, latency_ms: clients * per_second(latency_ms)",
+    "ex-07-stats": (
+        "def bottleneck(before, after):\n"
+        "    runs = after['execution_count'] - before['execution_count']\n"
+        "    if runs == 0:\n"
+        "        return [None, 0, 0]\n"
+        "    names = [p for p in after['inference_stats'] if p[0] in 'qc']\n"
+        "    new, old = after['inference_stats'], before['inference_stats']\n"
+        "    ns = np.array([new[p]['ns'] - old[p]['ns'] for p in names])\n"
+        "    images = after['inference_count'] - before['inference_count']\n"
+        "    return names[ns.argmax()], ns.max() / ns.sum(), np.float64(images / runs)"
+    ),
+    "ex-07-open-loop": (  # in an event loop; a notebook's own is in use
+        "import asyncio\n"
+        "def open_loop(send, due_s):\n"
+        "    async def all_of_them():\n"
+        "        begin, loop = time.perf_counter(), asyncio.get_running_loop()\n"
+        "        pool = ThreadPoolExecutor(200)\n"
+        "        async def one(due):\n"
+        "            await asyncio.sleep(begin + due - time.perf_counter())\n"
+        "            await loop.run_in_executor(pool, send)\n"
+        "            return 1e3 * (time.perf_counter() - begin - due)\n"
+        "        return await asyncio.gather(*map(one, due_s))\n"
+        "    with ThreadPoolExecutor(1) as outside:\n"
+        "        return outside.submit(asyncio.run, all_of_them()).result()"
+    ),
     "ex-07-choose": (
-        "def choose(table, limit_ms):\n"
-        "    rows = sorted(table, key=lambda label: -table[label][0])\n"
-        "    return next((r for r in rows if table[r][1] and table[r][1] <= limit_ms), None)"
+        "def choose(rounds, limit_ms):\n"
+        "    kept = {k: np.array([r for r, _ in v]) for k, v in rounds.items()\n"
+        "            if np.nanmax([p or np.inf for _, p in v]) <= limit_ms}\n"
+        "    order = sorted(kept, key=lambda k: -np.median(kept[k]))\n"
+        "    least = (kept[order[0]] / kept[order[1]]).min() if len(order) > 1 else None\n"
+        "    return [order[0] if order else None, least]"
     ),
     "ex-08-front": (
         "def front(rows):\n"
@@ -312,22 +429,23 @@ OTHER = {
         "    kept = {r: None for r in rows if not any(beats(o, r) for o in rows)}\n"
         "    return tuple(name for name, *_ in kept)"
     ),
-    "ex-08-error": (
-        "from decimal import Decimal\n"
-        "def standard_error(p, n):\n    return np.sqrt(np.float32(p) * (1 - p) / n)"
+    "ex-08-paired": (
+        "from scipy.stats import binomtest\n"
+        "def mcnemar(first, second):\n"
+        "    only = int(np.sum(first > second))\n"
+        "    differ = int(np.sum(first != second))\n"
+        "    return binomtest(only, differ).pvalue if differ else 1"
     ),
 }
 HELPERS = """%matplotlib inline
 !pip list
 import numpy as np
 HEIGHTS, LOW = [0.2, 1.0, 0.0], -1
-NAMES = dict(input_names=["input"], output_names=["logits"])
+NAMES = dict(input_names=["pixels"], output_names=["probabilities"])
 ALL_NAMES: tuple = tuple(name for key in NAMES for name in NAMES[key])
 PEAK_AT = lambda warmup: (0, warmup, 1)
-def per_second(latency_ms):
-    return 1000 / latency_ms
 """
-LATER = "HEIGHTS = None\ndef per_second(x):\n    return 0\nCLASSES = ()"
+LATER = "print(sorted(name for name in dir() if name[0] != chr(95)))"
 MESS = "def broken(:\n    this is no Python"
 
 
@@ -351,60 +469,56 @@ def stub(exercise: str, body: str) -> str:
 def test_what_was_not_written_has_no_marks(tmp_path: Path) -> None:
     kinds = ("raise NotImplementedError('write it')", "return None", "return 0", "return []")
     answers = {e: stub(e, kinds[n % 4]) for n, e in enumerate(WITHOUT_SERVER)}
-    answers["ex-07-choose"] = stub("ex-07-choose", "pass")  # None is right in two cases
+    answers["ex-07-stats"] = stub("ex-07-stats", "return None, 0.0, 0.0")  # right in one case
     answers["ex-01-leak"] = stub("ex-01-leak", "return 0")  # 0 is right in two cases
-    answers["ex-05-split"] = "# deleted"
+    answers["ex-05-names"] = "# deleted"
     found = run_answers(tmp_path, answers, first=MESS)
     assert {exercise: found[exercise].value for exercise in WITHOUT_SERVER} == dict.fromkeys(
         WITHOUT_SERVER, 0
     )
-    assert "the same answer in every hidden case" in found["ex-07-choose"].detail
+    assert "the same answer in every hidden case" in found["ex-07-stats"].detail
     assert "the same answer in every hidden case" in found["ex-01-leak"].detail
-    assert "defines no function best_split" in found["ex-05-split"].detail
-    assert "SyntaxError" in found["ex-05-split"].detail
+    assert "defines no function `argument_positions`" in found["ex-05-names"].detail
     raised = [e for e, source in answers.items() if "NotImplementedError" in source]
-    assert raised and all("NotImplementedError: write it" in found[e].detail for e in raised)
+    assert raised and all("NotImplementedError" in found[e].detail for e in raised)
 
 
 def after_solution(exercise: str, line: str) -> str:
     """A cell with the right solution, behind one more function that does something first."""
     name = functions()[exercise]
     return (
-        f"{solution(exercise)}\n_right, _calls = {name}, []\n"
-        f"def {name}(*arguments):\n    _calls.append(1)\n    {line}\n    return _right(*arguments)"
+        f"{solution(exercise)}\ndef wrapped(_right, _calls):\n"
+        f"    def inner(*arguments):\n        _calls.append(1)\n"
+        + "".join(f"        {part.strip()}\n" for part in line.split("\n"))
+        + f"        return _right(*arguments)\n    return inner\n{name} = wrapped({name}, [])"
     )
 
 
 FORGE = (
-    "import json, subprocess, sys\n"
-    "    forged = json.dumps({'answers': [{'value': 0.1}] * 4, 'failure': 'the grader'})\n"
-    "    code = 'import sys, time, pathlib\\nfor _ in range(999):\\n'\n"
-    "    code += ' [pathlib.Path(p).write_text(sys.argv[1]) for p in sys.argv[2:]]\\n'\n"
-    "    code += ' time.sleep(0.01)'\n"
-    "    names = ['ex-08-front', 'ex-08-error', 'ex-05-repair']\n"
-    "    paths = [f'{sys.argv[2]}/{name}.json' for name in names]\n"
-    "    for path in paths[:2]:\n        open(path, 'w').write(forged)\n"
-    "    subprocess.Popen([sys.executable, '-c', code, forged, *paths], start_new_session=True)"
+    "from IPython import get_ipython\n"
+    "    publish = get_ipython().display_pub.publish\n"
+    "    publish({'application/vnd.labkit.answer': '{\"failure\": \"the grader\"}'})\n"
+    "    publish({'application/vnd.labkit.answer': '{\"value\": 0.1}'})"
 )
 HOSTILE: dict[str, tuple[str, Callable[[Measurement], bool]]] = {
     "ex-01-leak": (
         after_solution("ex-01-leak", "import sys; len(_calls) == 2 and sys.exit('bye')"),
-        lambda m: m.value == 5 / 6 and "the lists are long: SystemExit: bye" in m.detail,
+        lambda m: m.value == 5 / 6 and "the lists are long: SystemExit" in m.detail,
     ),
     "ex-01-statistics": (
         after_solution("ex-01-statistics", "import os; len(_calls) == 3 and os._exit(7)"),
-        lambda m: m.value == 1 / 2 and "the process ended, with status 7" in m.detail,
+        lambda m: m.value == 1 / 2 and "the kernel ended" in m.detail,
     ),
     "ex-02-learning-rate": (
         after_solution("ex-02-learning-rate", "while len(_calls) == 3: pass"),
-        lambda m: m.value == 2 / 9 and "TimeLimit" in m.detail,
+        lambda m: m.value == 2 / 9 and "took too long" in m.detail,
     ),
     "ex-02-recalls": (
         stub(
             "ex-02-recalls",
             "while True:\n        try:\n            while True: pass\n        except: continue",
         ),
-        lambda m: m.value == 0 and "TimeLimit" in m.detail,
+        lambda m: m.value == 0 and "took too long" in m.detail,
     ),
     "ex-03-fold": (
         after_solution("ex-03-fold", "print('x' * 10**6 + '\\n' * 99999)"),
@@ -412,35 +526,39 @@ HOSTILE: dict[str, tuple[str, Callable[[Measurement], bool]]] = {
     ),
     "ex-03-batch": (
         stub("ex-03-batch", "arguments[1].write_bytes(b'no model at all')"),
-        lambda m: m.value == 0 and "DecodeError" in m.detail,
+        lambda m: m.value == 0 and "no ONNX model" in m.detail,
     ),
-    "ex-04-quantize": (
+    "ex-04-conv": (
         after_solution(
-            "ex-04-quantize",
+            "ex-04-conv",
             "import json; json.dump = json.dumps = json.JSONEncoder = open = print",
         ),
-        lambda m: m.value == 1,
+        lambda m: m.value < 1,  # it has broken the kernel that answers for it
     ),
     "ex-04-pairs": (
         stub("ex-04-pairs", "return np.zeros(2**22)"),
         lambda m: m.value == 0 and "too large" in m.detail,
     ),
-    "ex-05-repair": (solution("ex-05-repair"), lambda m: m.value == 1),  # forged, see FORGE
-    "ex-05-split": (after_solution("ex-05-split", FORGE), lambda m: m.value == 1),
-    "ex-07-little": (
-        after_solution("ex-07-little", "import os; os.kill(os.getpid(), 9)"),
-        lambda m: m.value == 0 and "signal 9" in m.detail,
+    "ex-05-repair": (solution("ex-05-repair"), lambda m: m.value == 1),
+    "ex-05-names": (after_solution("ex-05-names", FORGE), lambda m: m.value == 1),
+    "ex-07-stats": (
+        after_solution("ex-07-stats", "import os; os.kill(os.getpid(), 9)"),
+        lambda m: m.value == 0 and "the kernel ended" in m.detail,
     ),
     "ex-07-choose": (
         "class Spiteful(Exception):\n    def __str__(self):\n        raise self\n"
         + stub("ex-07-choose", "raise Spiteful"),
-        lambda m: m.value == 0 and "Spiteful: (its message cannot be read)" in m.detail,
+        lambda m: m.value == 0 and "an error of a class of its own" in m.detail,
     ),
     "ex-08-front": (
         stub("ex-08-front", "a = []\n    a.append(a)\n    return a"),
         lambda m: m.value == 0 and "lists in each other" in m.detail,
     ),
-    "ex-08-error": (solution("ex-08-error"), lambda m: m.value == 1),
+    "ex-08-paired": (solution("ex-08-paired"), lambda m: m.value == 1),
+    "ex-07-open-loop": (
+        stub("ex-07-open-loop", "arguments[0]()\n    while True: arguments[0]()"),
+        lambda m: m.value == 0,
+    ),
 }
 
 
@@ -456,17 +574,46 @@ def test_a_hostile_notebook_harms_only_itself(hostile: Measurements, exercise: s
     assert HOSTILE[exercise][1](hostile[exercise]), hostile[exercise]
 
 
-def test_a_notebook_that_is_none_has_no_marks(tmp_path: Path) -> None:
-    texts = {"01_data": "", "02_train": "[]", "04_quantize": '{"cells": [{"cell_type": "code"}]}'}
-    notebooks = {stage: tmp_path / f"{stage}.ipynb" for stage in texts}
-    for stage, text in texts.items():
-        notebooks[stage].write_text(text)
-    found = run(
-        tmp_path,
-        notebooks | {"07_tune": tmp_path / "missing.ipynb", "08_report": NOTEBOOKS["08_report"]},
+HELPER = """from pathlib import Path
+Path("shared_part.py").write_text("def common(a, b): return {*a} & {*b}")
+import importlib
+importlib.invalidate_caches()"""
+IN_ANOTHER_WAY = {
+    "a module beside it": (HELPER, "import shared_part", "shared_part.common(first, second)"),
+    "a table that a function has made": (
+        "def make():\n    return {n: n for n in range(50_000)}", "TABLE = make()",
+        "{TABLE[i] for i in first} & {TABLE[i] for i in second}",
+    ),
+    "what a cell that raises has made before": (
+        "SETS = set\nraise RuntimeError('after it')", "", "SETS(first) & SETS(second)"
+    ),
+    "what is defined behind a cell that hangs": (
+        "while True: pass", "KIND = frozenset", "KIND(first) & KIND(second)"
+    ),
+    "what is defined behind a cell that ends the kernel": (
+        "import os; os._exit(1)", "KIND = frozenset", "KIND(first) & KIND(second)"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", IN_ANOTHER_WAY)
+def test_a_function_is_called_where_it_was_written(kind: str, tmp_path: Path) -> None:
+    """With everything that it finds there: nothing of a notebook is run again in another way."""
+    *before, expression = IN_ANOTHER_WAY[kind]
+    source = f"def leaked(first, second):\n    return len({expression})"
+    found = run(tmp_path, {"01_data": [*before, source]}, cell_s=3)
+    assert found["ex-01-leak"].value == 1, found["ex-01-leak"]
+
+
+def test_hidden_inputs_do_not_come_back_through_an_error(tmp_path: Path) -> None:
+    raises = "def leaked(first, second):\n    raise ValueError(f'seen {first}')"
+    named = (
+        "def channel_statistics(pixels):\n"
+        "    raise type(f'Seen{int(pixels.sum())}', (Exception,), {})(pixels)"
     )
-    for exercise, stage in EXERCISES.items():
-        assert found[exercise].value == (1 if stage == "08_report" else 0), found[exercise]
+    found = run(tmp_path, {"01_data": ["import numpy as np", raises, named]})
+    assert found["ex-01-leak"].detail.endswith(": ValueError")
+    assert found["ex-01-statistics"].detail.endswith(": an error of a class of its own")
 
 
 # -- exercises that ask a server -------------------------------------------------------------------
@@ -508,10 +655,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str],
 
     def ask(name: str) -> Measurements:
         if name not in found:
-            folder = tmp_path_factory.mktemp(name)
-            path = folder / "06_serve.ipynb"
-            write_notebook(path, SERVER_STAGE, SERVER_ANSWERS[name])
-            found[name] = run(folder, {SERVER_STAGE: path})
+            cells = cells_of(SERVER_STAGE, SERVER_ANSWERS[name])
+            found[name] = run(tmp_path_factory.mktemp(name), {SERVER_STAGE: cells})
         return found[name]
 
     yield ask
@@ -549,18 +694,14 @@ class TestWithServer:
         assert served("peeking")["ex-06-split"].value == 1, served("peeking")["ex-06-split"]
 
 
-def test_no_server_is_the_graders_fault(tmp_path: Path) -> None:
-    broken = tmp_path / "probes"
+def test_no_server_is_the_graders_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "inside"
     broken.mkdir()
-    for path in PROGRAM.parent.glob("*.py"):
+    for path in ask.FOLDER.glob("*.py"):
         (broken / path.name).write_text(path.read_text())
     (broken / "serve_network.py").write_text("raise SystemExit('no Triton here')")
-    (tmp_path / "request.json").write_text(
-        make_request(SEED, {SERVER_STAGE: NOTEBOOKS[SERVER_STAGE]})
-    )
-    command = [sys.executable, str(broken / PROGRAM.name), str(tmp_path / "request.json")]
-    subprocess.run([*command, str(tmp_path)], check=True, timeout=120)
-    found = judge_exercises(SEED, read_answers(tmp_path))
+    monkeypatch.setattr(ask, "FOLDER", broken)
+    found = run(tmp_path, {SERVER_STAGE: ["def endpoint(address):\n    return 'http'"]})
     for exercise in ("ex-06-endpoint", "ex-06-split"):
         assert found[exercise].value is None
         assert "no Triton here" in found[exercise].detail
@@ -569,22 +710,21 @@ def test_no_server_is_the_graders_fault(tmp_path: Path) -> None:
 # -- the host's side -------------------------------------------------------------------------------
 
 
+def inputs(seed: int) -> dict[str, list[Any]]:
+    """Everything that is sent to a sandbox, of every exercise."""
+    return {
+        exercise.id: [[case.arguments, case.probe] for case in exercise.cases(seed)]
+        for exercise in CATALOGUE
+    }
+
+
 def test_inputs_depend_on_the_seed_alone() -> None:
-    assert exercise_inputs(3) == exercise_inputs(3)
-    one, other = exercise_inputs(3), exercise_inputs(4)
+    assert inputs(3) == inputs(3)
+    one, other = inputs(3), inputs(4)
     assert list(one) == list(EXERCISES)
     same = [exercise for exercise in one if one[exercise] == other[exercise]]
     assert set(same) <= {"ex-06-endpoint"}  # of three addresses there are six orders
     assert json.loads(json.dumps(one)) == one
-
-
-def test_a_request_names_only_the_notebooks_that_are_there() -> None:
-    request = json.loads(make_request(SEED, {"08_report": Path("/lab/08_report.ipynb")}))
-    assert [exercise["exercise"] for exercise in request["exercises"]] == [
-        "ex-08-front",
-        "ex-08-error",
-    ]
-    assert {exercise["notebook"] for exercise in request["exercises"]} == {"/lab/08_report.ipynb"}
 
 
 def deep(levels: int) -> Any:
@@ -606,7 +746,7 @@ def deep(levels: int) -> Any:
 )  # fmt: skip
 def test_malformed_answers_are_wrong_and_never_an_error(value: Any) -> None:
     answers = {"answers": [{"value": value}] * 9}
-    found = judge_exercises(SEED, dict.fromkeys(EXERCISES, answers))
+    found = measure_exercises(SEED, dict.fromkeys(EXERCISES, answers))
     assert {measurement.value for measurement in found.values()} == {0.0}
 
 
@@ -619,15 +759,15 @@ def test_malformed_answers_are_wrong_and_never_an_error(value: Any) -> None:
     ids=repr,
 )  # fmt: skip
 def test_malformed_outputs_are_wrong_and_never_an_error(output: Any) -> None:
-    found = judge_exercises(SEED, dict.fromkeys(EXERCISES, output))
+    found = measure_exercises(SEED, dict.fromkeys(EXERCISES, output))
     assert {measurement.value for measurement in found.values()} == {0.0}
     assert all(measurement.detail for measurement in found.values())
 
 
 def test_an_error_is_shown_short_and_on_one_line() -> None:
     text = "ValueError: " + "a\n\x1b[31m" * 200
-    found = judge_exercises(SEED, {"ex-08-error": {"answers": [{"error": text}]}})
-    detail = found["ex-08-error"].detail
+    found = measure_exercises(SEED, {"ex-08-paired": {"failure": text}})
+    detail = found["ex-08-paired"].detail
     assert "ValueError: a [31ma" in detail
     assert "\n" not in detail and "\x1b" not in detail and len(detail) < 300
 
@@ -649,7 +789,7 @@ def test_values_become_plain() -> None:
         None, None, None, "x", ["a"],
     ]  # fmt: skip
     for value in ({1, 2}, object(), lambda: 1, 1j):
-        with pytest.raises(TypeError, match="expected numbers"):
+        with pytest.raises(UnfitAnswer, match="WrongKind"):
             plain(value)
 
 
@@ -665,10 +805,10 @@ def test_only_plain_files_are_read(tmp_path: Path) -> None:
     (folder / "ex-03-fold.json").write_text("[" * 100_000)
     (folder / "ex-03-batch.json").write_text(" " * (9 * 2**20))
     (folder / "ex-04-pairs.json").write_bytes(b"\xff\xfe")
-    (folder / "ex-04-quantize.json").write_text("9" * 10_000)
-    (folder / "ex-08-error.json").write_text('{"answers": [1]}')
+    (folder / "ex-04-conv.json").write_text("9" * 10_000)
+    (folder / "ex-08-paired.json").write_text('{"answers": [1]}')
     (folder / "unknown.json").write_text("{}")
-    assert read_answers(folder) == {"ex-08-error": {"answers": [1]}}
+    assert read_answers(folder) == {"ex-08-paired": {"answers": [1]}}
 
 
 def test_a_folder_that_is_none_has_no_answers(tmp_path: Path) -> None:

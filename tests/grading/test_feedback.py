@@ -27,18 +27,19 @@ from factory import (
 )
 
 from labkit.grading import notebook_page, results
-from labkit.grading.feedback import render_feedback, write_feedback
-from labkit.grading.intake import safe_name
+from labkit.grading.feedback import _losses, render_feedback, write_feedback
 from labkit.grading.notebook_page import render_notebook
 from labkit.grading.pages import VERDICT_WORDS, feedback_link, points_text, seconds_text
 from labkit.grading.results import Result
+from labkit.grading.rubric import UNLOCKS
+from labkit.grading.submission import safe_name
 from labkit.workspace import MADE_BY
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&"
 ALLOWED = {
     "a", "b", "bdi", "body", "br", "code", "div", "h1", "h2", "h3", "head", "html", "i", "img",
     "li", "meta", "p", "pre", "section", "small", "span", "style", "table", "tbody", "td", "th",
-    "thead", "title", "tr", "ul", "figure", "figcaption",
+    "thead", "title", "tr", "ul", "ol", "hr", "blockquote", "figure", "figcaption",
 }  # fmt: skip
 
 
@@ -225,7 +226,6 @@ def timed_out(tmp_path: Path, verdict: str = results.TIMEOUT) -> tuple[str, Page
         stages=[make_record("03_export", verdict, accepted=False)],
     )
     busy = code_cell("# NBVAL_CHECK_OUTPUT\n\nloop_forever()", count=None)
-    busy["metadata"] = {"papermill": {"status": "running"}}
     cells = [markdown_cell("# 3"), code_cell("a"), code_cell(" ", count=None), code_cell("b")]
     cells += [busy, code_cell("c", count=None)]
     write_executed(tmp_path / "evidence", "ada", "03_export", cells)
@@ -587,3 +587,30 @@ def test_points_are_printed_without_needless_digits() -> None:
     assert [points_text(value) for value in values] == [
         "8", "7.5", "92.33", "0.3", "100", "0", "1000000",
     ]  # fmt: skip
+
+
+def test_tables_and_backticks_are_shown_as_such(tmp_path: Path) -> None:
+    source = "Use `a < b`:\n\n| model | ms |\n|---|---|\n| `onnx` | **4** |\n\n[away](javascript:x)"
+    page = notebook_of(tmp_path, [markdown_cell(source)])
+    assert [tag for tag, _ in page.tags].count("td") == 2
+    assert "a < b" in page.text and "`" not in page.text and "|" not in page.text
+    assert "away" in page.text and not any("javascript" in link for link in page.links())
+
+
+def test_what_exercises_unlock_is_told_once() -> None:
+    locked = [
+        replace(make_item(number, 0.0), hint=UNLOCKS, points=0.0, maximum=4.0)
+        for number in (2, 5, 6)
+    ]
+    losses = _losses(make_result(items=[*locked, make_item(0, 1.0)]), {})
+    titles = [loss.title for loss in losses]
+    assert len(titles) == 2 and all(title.startswith("Solve the exercises of") for title in titles)
+    assert max(loss.gap for loss in losses) == 8
+
+
+def test_a_notebook_that_is_no_part_of_it_is_not_blamed(tmp_path: Path) -> None:
+    record = make_record("03_export", used_reference=["checkpoint.pt"])
+    html = render_feedback(make_result(stages=[record], items=[make_item(9, 1.0)]))
+    text = " ".join(Page(html).text.split())
+    assert "reference's checkpoint.pt: notebook 02 is no part of this assignment." in text
+    assert "yours from notebook 02" not in text

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from labkit.grading import files
-from labkit.grading.files import (
+from labkit.grading import untrusted
+from labkit.grading.limits import MIB
+from labkit.grading.untrusted import (
     UnfitFile,
     copy_plain,
     load_json,
@@ -18,7 +19,6 @@ from labkit.grading.files import (
     parse_json,
     read_plain,
 )
-from labkit.grading.limits import MIB
 
 
 @pytest.fixture
@@ -138,8 +138,8 @@ def test_a_copy_has_the_bytes_and_their_sha256(folder: Path, tmp_path: Path) -> 
 def test_json_may_be_smaller_than_model_files(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "JSON_MIB", 1)
-    monkeypatch.setattr(files, "MODEL_MIB", 2)
+    monkeypatch.setattr(untrusted, "JSON_MIB", 1)
+    monkeypatch.setattr(untrusted, "MODEL_MIB", 2)
     for name in ("a.json", "a.pt"):
         (folder / name).write_bytes(b" " * (MIB + 1))
     with pytest.raises(UnfitFile, match="larger than 1 MiB"):

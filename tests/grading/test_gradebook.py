@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import random
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from factory import STAGES, make_class, make_record, make_result
 
 from labkit.grading.gradebook import write_gradebooks
 from labkit.grading.pages import carried
-from labkit.grading.results import FAILED, REJECTED, Result
+from labkit.grading.results import FAILED, REJECTED, HandedIn, Result
 from labkit.grading.roster import RosterError, read_roster
 
 TITLE = "Triton lab"
@@ -159,8 +160,12 @@ def test_points_that_are_not_to_be_trusted_are_not_imported(tmp_path: Path) -> N
         make_result("eve", 0.0, status=REJECTED, reason="No notebook."),
     ]
     write_gradebooks(tmp_path, results, TITLE, people)
-    assert [row[0] for row in rows_of(tmp_path / "canvas.csv")[2:]] == ["ada", "eve"]
-    assert [row[0] for row in rows_of(tmp_path / "moodle.csv")[1:]] == ["ada", "eve"]
+    for file, column in (("canvas.csv", 5), ("moodle.csv", 3)):
+        given = {row[0]: row[column] for row in rows_of(tmp_path / file)}
+        assert {name: given[name] for name in ("ada", "bob", "eve")} == {
+            "ada": "100", "bob": "", "eve": "",
+        }  # fmt: skip
+        assert "zoe" not in given
     found = table(tmp_path / "gradebook.csv")
     assert found["bob"]["status"] == "failed"
     assert found["bob"]["notes"] == "The disk was full."
@@ -208,10 +213,91 @@ def test_a_roster_of_latin1_or_none_is_refused(tmp_path: Path) -> None:
 def test_a_roster_as_excel_saves_it_is_read(tmp_path: Path) -> None:
     path = tmp_path / "roster.csv"
     path.write_bytes(b"\xef\xbb\xbfStudent,Name\r\n ada ,Ada\r\n,\r\n\r\n")
-    assert [person.name for person in read_roster(path).values()] == ["Ada"]
+    assert [person.name for person in read_roster(path).people] == ["Ada"]
 
 
 def test_an_empty_class_gives_headers_only(tmp_path: Path) -> None:
     none: list[Result] = []
     write_gradebooks(tmp_path, none, TITLE)
     assert len(rows_of(tmp_path / "gradebook.csv")) == 1
+
+
+# ---- as platforms export it
+
+CANVAS = """Student,ID,SIS User ID,SIS Login ID,Section,Lab 3 (4711),Current Score
+    Points Possible,,,,,100.0,(read only)
+"Lovelace, Ada",1815,s-1,ada@uni.example,A,,
+"Byron, George",1788,s-2,george@uni.example,B,,
+"Student, Test",99,,,A,,
+"""
+MOODLE = """Identifier,Full name,ID number,Email address,Status,Grade,Maximum Grade
+Participant 31415,Jane Doe,8,jane@x.example,"Submitted for grading, 2 hours late",-,100
+Participant 92653,Zoë Sample,9,zoe@x.example,No submission,-,100
+"""
+
+
+def handed_in(platform: str, user: str, prefix: str = "", late: bool = False) -> HandedIn:
+    return HandedIn(platform, user, prefix, late)
+
+
+def test_canvas_export_is_a_roster_and_points_possible_no_student(tmp_path: Path) -> None:
+    people = roster(tmp_path, CANVAS)
+    results = [make_result("lovelaceada", handed_in=handed_in("canvas", "1815"))]
+    write_gradebooks(tmp_path, results, TITLE, people)
+    found = table(tmp_path / "gradebook.csv")
+    assert list(found) == ["Byron, George", "lovelaceada"]
+    assert found["Byron, George"]["status"] == "no submission"
+    assert found["lovelaceada"]["name"] == "Lovelace, Ada"
+    assert rows_of(tmp_path / "canvas.csv")[2:] == [
+        ["Lovelace, Ada", "1815", "s-1", "ada@uni.example", "A", "100"]
+    ]
+
+
+@pytest.mark.parametrize("name", ["Ada Lovelace", "Lovelace Ada", "lovelaceada", "Lovelace, Ada"])
+def test_a_person_is_found_by_name_in_any_order(tmp_path: Path, name: str) -> None:
+    people = read_roster(roster(tmp_path, CANVAS))
+    person = people.of(make_result(name))
+    assert person is not None and person.user == "1815"
+    assert people.of(make_result("somebody else")) is None
+
+
+def test_moodle_worksheet_is_a_roster_and_is_written_again(tmp_path: Path) -> None:
+    people = roster(tmp_path, MOODLE)
+    result = make_result("Jane Doe", 0.5, handed_in=handed_in("moodle", "31415"))
+    write_gradebooks(tmp_path, [result], TITLE, people)
+    header, row = rows_of(tmp_path / "moodle-worksheet.csv")
+    about = dict(zip(header, row, strict=True))
+    assert (about["Identifier"], about["Full name"]) == ("Participant 31415", "Jane Doe")
+    assert (about["Grade"], about["Maximum Grade"]) == ("50", "100")
+    late = [person.late for person in read_roster(people).people]
+    assert late == [True, False]
+
+
+def test_without_a_roster_the_ids_are_those_of_the_files(tmp_path: Path) -> None:
+    result = make_result("lovelaceada", handed_in=handed_in("canvas", "1815", late=True))
+    write_gradebooks(tmp_path, [result], TITLE)
+    assert rows_of(tmp_path / "canvas.csv")[2][:2] == ["lovelaceada", "1815"]
+    row = table(tmp_path / "gradebook.csv")["lovelaceada"]
+    assert (row["id"], row["late"]) == ("1815", "late")
+
+
+def test_who_is_exempt_is_so_on_the_platforms(tmp_path: Path) -> None:
+    people = roster(tmp_path, "student,name,exempt\nada,Ada,x\nbob,Bob,\nzoe,Zoe,yes\n")
+    results = [make_result("ada", exempt=True), make_result("bob")]
+    write_gradebooks(tmp_path, results, TITLE, people)
+    canvas = {row[0]: row[5] for row in rows_of(tmp_path / "canvas.csv")[2:]}
+    assert canvas == {"Ada": "EX", "Bob": "100", "Zoe": "EX"}
+    moodle = {row[0]: row[3:] for row in rows_of(tmp_path / "moodle.csv")[1:]}
+    assert moodle["ada"] == ["", ""] and moodle["zoe"] == ["", ""]
+    assert table(tmp_path / "gradebook.csv")["zoe"]["status"] == "exempt"
+
+
+@pytest.mark.parametrize("sign", [";", "; ", "|", ",", ";\t"])
+def test_no_formula_appears_where_a_spreadsheet_splits_at_another_sign(
+    tmp_path: Path, sign: str
+) -> None:
+    note = f"found as x{sign}=HYPERLINK(1)"
+    write_gradebooks(tmp_path, [make_result("ada", notes=[note])], TITLE)
+    text = (tmp_path / "gradebook.csv").read_text()
+    for cell in re.split(r"[;,|\t]", text.replace('"', "")):
+        assert not cell.strip().startswith("="), cell

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 
 from labkit.data import SPLIT_SIZES, Images
-from labkit.grading import assessment as assessment_module
-from labkit.grading import heldout
-from labkit.grading.artifacts import Made, artifacts_of
-from labkit.grading.assessment import Assessment
-from labkit.grading.heldout import (
+from labkit.grading.carry_forward import CarryForward, Reference, StageOutputs, artifacts_of
+from labkit.grading.measure import Case
+from labkit.grading.measure import images as heldout
+from labkit.grading.measure.images import (
     HELD_OUT_IMAGES,
     MODELS,
     SERVED,
@@ -23,8 +22,6 @@ from labkit.grading.heldout import (
     ImageFiles,
     hold_out,
 )
-from labkit.grading.judge import Case, Judgement
-from labkit.grading.reference import Reference
 from labkit.profiles import PROFILES, preset
 from labkit.workspace import MADE_BY, OPTIONAL, write_json
 
@@ -46,13 +43,27 @@ def images() -> GradingImages:
 # ---- which
 
 
-def test_images_are_mirrored_from_left_to_right() -> None:
-    test = draw(20, 0)
-    held_out = hold_out(test, 20, seed=0)
+def test_images_are_mirrored_moved_and_lit_otherwise() -> None:
+    test = draw(200, 0)
+    held_out = hold_out(test, 200, seed=0)
     assert held_out.pixels.flags.c_contiguous
+    assert held_out.pixels.dtype == np.uint8
     np.testing.assert_array_equal(held_out.labels, test.labels)
-    np.testing.assert_array_equal(held_out.pixels[..., 0], test.pixels[..., -1])
-    np.testing.assert_array_equal(held_out.pixels[:, :, 0, ::-1], test.pixels[:, :, 0])
+    mirrored = test.pixels[..., ::-1]
+    same = [
+        np.array_equal(one, other) for one, other in zip(held_out.pixels, mirrored, strict=True)
+    ]
+    assert sum(same) < 10, "a mirror alone gives none of them"
+    shift, light = heldout.MOST_SHIFT, heldout.MOST_LIGHT
+    around = ((0, 0), (shift, shift), (shift, shift))
+    for image, source in zip(held_out.pixels, mirrored, strict=True):
+        wide = np.pad(source, around, mode="edge").astype(int)
+        parts = [
+            wide[:, y : y + SIDE, x : x + SIDE]
+            for y in range(2 * shift + 1)
+            for x in range(2 * shift + 1)
+        ]
+        assert any(np.abs(image - part).max() <= light for part in parts)
 
 
 def test_the_seed_chooses_them() -> None:
@@ -63,15 +74,13 @@ def test_the_seed_chooses_them() -> None:
 
 
 def test_no_image_is_chosen_twice_and_each_keeps_its_label() -> None:
-    test = draw(500, 0)
-    held_out = hold_out(test, 400, seed=2**63)
-    found = {image.tobytes(): int(label) for image, label in zip(*held_out, strict=True)}
-    expected = {
-        np.ascontiguousarray(image[..., ::-1]).tobytes(): int(label)
-        for image, label in zip(*test, strict=True)
-    }
-    assert len(found) == 400
-    assert found.items() <= expected.items()
+    """Of images of one colour each, which no move changes."""
+    shades = np.arange(256, dtype=np.uint8)
+    pixels = np.broadcast_to(shades[:, None, None, None], (256, 3, SIDE, SIDE)).copy()
+    held_out = hold_out(Images(pixels, np.arange(256)), 200, seed=2**63)
+    assert len(set(held_out.labels.tolist())) == 200
+    found = held_out.pixels.mean(axis=(1, 2, 3))
+    assert np.abs(found - held_out.labels).max() <= heldout.MOST_LIGHT
 
 
 def test_every_profile_says_how_many() -> None:
@@ -152,41 +161,39 @@ def write_splits(path: Path, first: int) -> None:
     write_json(path, {"indices": indices})
 
 
+@dataclass
+class Grading:
+    """What goes on from stage to stage of one submission."""
+
+    carry_forward: CarryForward
+    case: Case
+
+    def advance(self, stage: str, outputs: StageOutputs | None) -> None:
+        self.carry_forward.advance(stage, outputs)
+        self.case.use_splits(self.carry_forward.artifacts["splits.json"])
+
+
 @pytest.fixture
-def assessment(tmp_path: Path, images: GradingImages) -> Assessment:
-    """An assessment whose reference validates on images 100…."""
+def grading(tmp_path: Path, images: GradingImages) -> Grading:
+    """One whose reference validates on images 100…."""
     folder = tmp_path / "reference"
     write_splits(folder / "splits.json", 100)
     made = {name: folder / name for name in MADE_BY if name not in OPTIONAL}
     for path in made.values():
         path.touch()
-    plan: Any = SimpleNamespace(profile="smoke", reference_run=Reference(made, folder))
     files = ImageFiles(tmp_path / "images", images, "smoke")
-    return Assessment(plan, files, SimpleNamespace(), tmp_path)  # type: ignore[arg-type]
+    case = Case(SimpleNamespace(), files, "smoke")  # type: ignore[arg-type]
+    return Grading(CarryForward(Reference(made, folder), tmp_path), case)
 
 
-def own(tmp_path: Path, stage: str, first: int = 700) -> Made:
-    made = Made({name: tmp_path / stage / name for name in artifacts_of(stage)})
+def own(tmp_path: Path, stage: str, first: int = 700) -> StageOutputs:
+    made = StageOutputs({name: tmp_path / stage / name for name in artifacts_of(stage)})
     for path in made.files.values():
         path.parent.mkdir(exist_ok=True)
         path.write_text("own")
     if stage == "01_data":
         write_splits(made.files["splits.json"], first)
     return made
-
-
-def case_of(assessment: Assessment, stage: str, monkeypatch: pytest.MonkeyPatch) -> Case:
-    """Return what a stage's judge is given."""
-    cases: list[Case] = []
-
-    def note(stage: str, case: Case) -> Judgement:
-        cases.append(case)
-        return Judgement({}, True)
-
-    monkeypatch.setattr(assessment_module, "judge_stage", note)
-    assessment.judge(stage, assessment.given(stage), Made())
-    [case] = cases
-    return case
 
 
 def validates_on(tmp_path: Path) -> int:
@@ -199,40 +206,36 @@ def validates_on(tmp_path: Path) -> int:
 
 
 def test_a_submission_is_measured_on_its_own_validation_images(
-    assessment: Assessment, tmp_path: Path
+    grading: Grading, tmp_path: Path
 ) -> None:
-    assessment.settle("01_data", own(tmp_path, "01_data"))
+    grading.advance("01_data", own(tmp_path, "01_data"))
     assert validates_on(tmp_path) == 700
-    assessment.settle("02_train", own(tmp_path, "02_train"))
+    grading.advance("02_train", own(tmp_path, "02_train"))
     assert validates_on(tmp_path) == 700
 
 
 def test_with_the_reference_in_its_place_on_the_references(
-    assessment: Assessment, tmp_path: Path
+    grading: Grading, tmp_path: Path
 ) -> None:
-    assessment.settle("01_data", None)
+    grading.advance("01_data", None)
     assert validates_on(tmp_path) == 100
 
 
 def test_a_later_failure_replaces_the_validation_images_as_well(
-    assessment: Assessment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    grading: Grading, tmp_path: Path
 ) -> None:
     """Notebook 03 is given the reference's splits then, and what it claims is about those."""
-    assessment.settle("01_data", own(tmp_path, "01_data"))
-    before = case_of(assessment, "02_train", monkeypatch)
-    assessment.settle("02_train", None)
+    grading.advance("01_data", own(tmp_path, "01_data"))
+    grading.case.served["of other images"] = None
+    grading.advance("02_train", None)
     assert validates_on(tmp_path) == 100
-    after = case_of(assessment, "03_export", monkeypatch)
-    assert after is not before, "answers to other images are not used again"
+    assert grading.case.served == {}, "answers to other images are not used again"
 
 
-def test_a_failed_measurement_keeps_the_validation_images(
-    assessment: Assessment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_measurement_keeps_the_validation_images(grading: Grading, tmp_path: Path) -> None:
     for stage in ("01_data", "02_train", "03_export", "04_quantize", "05_configure"):
-        assessment.settle(stage, own(tmp_path, stage))
-    before = case_of(assessment, "06_serve", monkeypatch)
-    assessment.settle("06_serve", None)
-    after = case_of(assessment, "07_tune", monkeypatch)
+        grading.advance(stage, own(tmp_path, stage))
+    grading.case.served["of these images"] = None
+    grading.advance("06_serve", None)
     assert validates_on(tmp_path) == 700
-    assert after is before, "what was served is not served again"
+    assert grading.case.served == {"of these images": None}, "it is not served again"

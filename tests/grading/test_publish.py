@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from factory import make_result
 
-from labkit.grading.plan import GradingRuns, Plan, locked
 from labkit.grading.publish import mark_copies, publish
 from labkit.grading.results import FAILED, GRADED, REJECTED, Result, StageRecord, read_result
+from labkit.grading.session import GradingRuns, Session, locked
 
 
 def with_files(student: str, *stages: dict[str, str]) -> Result:
@@ -73,62 +73,62 @@ def test_marks_change_nothing_else() -> None:
 
 
 @pytest.fixture
-def plan(tmp_path: Path) -> Plan:
-    return Plan.begin(Plan(tmp_path / "grades", "smoke", tmp_path), None, False)
+def session(tmp_path: Path) -> Session:
+    return Session.begin(Session(tmp_path / "grades", "smoke", tmp_path), None, False)
 
 
-def test_everybody_gets_a_page_and_the_class_its_own(plan: Plan) -> None:
+def test_everybody_gets_a_page_and_the_class_its_own(session: Session) -> None:
     results = [
         make_result("ada"),
         make_result("bea", 0.25),
         make_result("cleo", 0, status=REJECTED, reason="no notebook", stages=[], measurements={}),
         make_result("dora", 0, status=FAILED, reason="the disk was full", stages=[]),
     ]
-    paths = publish(plan, results)
+    paths = publish(session, results)
     names = [path.name for path in paths]
     assert names == ["class.html", "gradebook.csv", "canvas.csv", "moodle.csv"]
-    assert all(path.parent == plan.out and path.stat().st_size > 50 for path in paths)
+    assert all(path.parent == session.out and path.stat().st_size > 50 for path in paths)
     for result in results:
-        page = plan.out / "feedback" / result.student / "index.html"
+        page = session.out / "feedback" / result.student / "index.html"
         assert result.student in page.read_text()
-    gradebook = (plan.out / "gradebook.csv").read_text()
+    gradebook = (session.out / "gradebook.csv").read_text()
     assert [line.split(",")[0] for line in gradebook.splitlines()[1:]] == [
         "ada", "bea", "cleo", "dora",
     ]  # fmt: skip
 
 
-def test_nothing_is_written_while_another_grader_does(plan: Plan) -> None:
-    with locked(plan.out), pytest.raises(GradingRuns):
-        publish(plan, [make_result("ada")])
-    assert not (plan.out / "feedback").exists()
+def test_nothing_is_written_while_another_grader_does(session: Session) -> None:
+    with locked(session.out), pytest.raises(GradingRuns):
+        publish(session, [make_result("ada")])
+    assert not (session.out / "feedback").exists()
 
 
-def test_marks_are_kept_with_the_results(plan: Plan) -> None:
-    publish(plan, [make_result("ada"), make_result("bea")])
+def test_marks_are_kept_with_the_results(session: Session) -> None:
+    publish(session, [make_result("ada"), make_result("bea")])
     for student, other in (("ada", "bea"), ("bea", "ada")):
-        kept = read_result(plan.result_path(student))
+        kept = read_result(session.result_path(student))
         assert kept.same_as["checkpoint.pt"] == [other]
         assert "splits.json" not in kept.same_as
 
 
-def test_the_same_results_give_the_same_gradebooks(plan: Plan) -> None:
+def test_the_same_results_give_the_same_gradebooks(session: Session) -> None:
     results = [make_result(name, share) for name, share in (("bea", 0.3), ("ada", 0.9))]
-    first = [path.read_bytes() for path in publish(plan, results)[1:]]
-    second = [path.read_bytes() for path in publish(plan, results[::-1])[1:]]
+    first = [path.read_bytes() for path in publish(session, results)[1:]]
+    second = [path.read_bytes() for path in publish(session, results[::-1])[1:]]
     assert first == second
 
 
-def test_the_roster_names_who_is_who(plan: Plan, tmp_path: Path) -> None:
+def test_the_roster_names_who_is_who(session: Session, tmp_path: Path) -> None:
     roster = tmp_path / "roster.csv"
     roster.write_text("student,name,email,id\nada,Ada L,a@x.org,7\neve,Eve N,e@x.org,8\n")
-    publish(plan, [make_result("ada")], roster)
-    gradebook = (plan.out / "gradebook.csv").read_text()
+    publish(session, [make_result("ada")], roster)
+    gradebook = (session.out / "gradebook.csv").read_text()
     assert "Ada L,a@x.org,7" in gradebook
     assert "eve,Eve N,e@x.org,8,no submission,0" in gradebook
     roster.unlink()
-    publish(plan, [make_result("ada")])
-    assert (plan.out / "gradebook.csv").read_text() == gradebook, "it is kept for a regrade"
+    publish(session, [make_result("ada")])
+    assert (session.out / "gradebook.csv").read_text() == gradebook, "it is kept for a regrade"
 
 
-def test_no_results_make_empty_pages(plan: Plan) -> None:
-    assert all(path.is_file() for path in publish(plan, []))
+def test_no_results_make_empty_pages(session: Session) -> None:
+    assert all(path.is_file() for path in publish(session, []))

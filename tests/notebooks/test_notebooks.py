@@ -1,4 +1,4 @@
-"""The committed notebooks: outputs stored, cells short, and CI's comparison really compares."""
+"""The committed notebooks: outputs stored, the lesson said, and CI's comparison really compares."""
 
 import importlib.util
 import os
@@ -6,19 +6,29 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import ModuleType
 
 import nbformat
+import numpy as np
 import pytest
 
 from labkit.chain import PRACTICE, STAGES
+from labkit.client import LabClient
+from labkit.data import load_cifar10, preprocess
+from labkit.repository import VARIANTS
+from labkit.runtime import load_runner
+from labkit.server import TritonServer, runtime_of
+from labkit.server.native.built import built_backends
 from labkit.workspace import project_root
 
 FOLDER = project_root() / "notebooks"
 NAMES = (*STAGES, *PRACTICE)
 PATHS = [FOLDER / f"{name}.ipynb" for name in NAMES]
 CHECKED = "NBVAL_CHECK_OUTPUT"
+LONG_CELL = 45  # lines; a cell is as long as its idea, so this is a question, not a limit
+Ran = tuple["subprocess.CompletedProcess[str]", Path]
 
 
 def load_tool(name: str) -> ModuleType:
@@ -63,15 +73,41 @@ def test_the_parameters_are_literals_with_the_lab_as_default(path: Path) -> None
 
 
 @notebooks
-def test_cells_are_short_and_have_prose(path: Path) -> None:
+def test_the_first_cell_says_what_it_is_about(path: Path) -> None:
     notebook = read(path)
-    lengths = {c.id: len(c.source.splitlines()) for c in code_cells(notebook)}
-    assert lengths.pop("imports") <= 20
-    assert {cell: n for cell, n in lengths.items() if n > 12} == {}
-    assert len(notebook.cells) <= 50
+    for cell in code_cells(notebook):
+        if (lines := len(cell.source.splitlines())) > LONG_CELL and cell.id != "imports":
+            warnings.warn(f"{path.name}, cell {cell.id}: {lines} lines, two ideas?", stacklevel=1)
     assert notebook.cells[0].source.startswith(f"# {path.stem[:2]} · ")
     for word in ("Goals", "reads", "writes"):
         assert word in notebook.cells[0].source
+
+
+@pytest.mark.parametrize(
+    ("stage", "calls"),
+    [
+        ("01_data", ("np.fromfile(", "reshape(-1, RECORD)", "random.permutation(", "v2.ToDtype(")),
+        ("02_train", ("class CifarNet(nn.Module)", "torch.linalg.eigh(", "v2.RandomCrop(")),
+        ("02_train", ("class Muon(torch.optim.Optimizer)", "torch.optim.SGD(", "learning_rate(p")),
+        ("02_train", ("torch.autocast(", "loss.backward()", "torch.save(", "weights_only=True")),
+        ("03_export", ("torch.jit.trace(", "torch.jit.freeze(", "torch.onnx.export(")),
+        ("03_export", ("onnx.checker.", "InferenceSession(", "torch.export.export(")),
+        ("04_quantize", ("prepare_fx(", "convert_fx(", "quantize_static(", "nncf.quantize(")),
+        ("05_configure", ("text_format.Parse(", "pb.ModelConfig(", "get_model_config(")),
+        ("06_serve", ("httpclient.InferInput(", "set_data_from_numpy(", "class_count=3")),
+        ("10_pipeline", ("as_numpy()", "pb_utils.Tensor(", "pb_utils.InferenceResponse(")),
+        ("10_pipeline", ("ensemble_scheduling {", "httpclient.InferInput(", "v2.Resize(")),
+        ("06_serve", ("grpcclient", "async_infer(", "Inference-Header-Content-Length")),
+        ("07_tune", ("def closed_loop(", "def open_loop(", "np.percentile(", "perf_analyzer")),
+        ("07_tune", ("/stats", "inference_stats", ".exponential(", "intra_op_num_threads")),
+        ("08_report", ("resolve_pointer(", "hashlib.sha256(", "def mcnemar(")),
+        ("09_operate", ("proxy_next_upstream", "default_queue_policy", "def first_alert(")),
+    ],
+)
+def test_the_lesson_is_on_the_page(stage: str, calls: tuple[str, ...]) -> None:
+    """What a notebook teaches is called in its own cells, in the library that the field uses."""
+    code = "\n".join(cell.source for cell in code_cells(read(FOLDER / f"{stage}.ipynb")))
+    assert [call for call in calls if call not in code] == []
 
 
 @notebooks
@@ -91,25 +127,93 @@ def test_exercises_can_be_released_and_graded(path: Path) -> None:
     assert unmarked == []
 
 
+@pytest.mark.parametrize("installed", [True, False])
+def test_the_first_notebook_installs_the_lab_only_where_it_is_not(
+    installed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a hosted notebook the checkout is there, and labkit is no package yet."""
+    commands: list[list[str]] = []
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: commands.append(command))
+    find, names = importlib.util.find_spec, {} if installed else {"labkit": None}
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: names.get(name, find(name, *rest))
+    )
+    (cell,) = [cell for cell in code_cells(read(FOLDER / "01_data.ipynb")) if cell.id == "imports"]
+    exec(cell.source, {})
+    checkout = [sys.executable, "-m", "pip", "install", "--quiet", ".."]
+    assert commands == ([] if installed else [checkout])
+
+
 def nbval(folder: Path, workspace: Path, *names: str) -> "subprocess.CompletedProcess[str]":
     environment = {**os.environ, "LABKIT_PROFILE": "smoke", "LABKIT_WORKSPACE": str(workspace)}
     environment["JUPYTER_PREFER_ENV_PATH"] = "1"
     command = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env"]
-    command += ["--nbval-cell-timeout", "240", "-p", "no:cacheprovider", "-q", "--timeout", "600"]
+    command += ["--nbval-cell-timeout", "600", "-p", "no:cacheprovider", "-q", "--timeout", "900"]
     command += ["--nbval-sanitize-with", str(project_root() / "tests/notebooks/sanitize.cfg")]
     return subprocess.run(
         [*command, *names], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
 
 
-@pytest.mark.timeout(900)
-def test_all_notebooks_run_and_repeat_their_marked_outputs(tmp_path: Path) -> None:
-    """nbval on every notebook, in order, in `smoke`: a failing cell or a changed output fails."""
-    result = nbval(FOLDER, tmp_path / "run", *[path.name for path in PATHS])
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    """nbval on every notebook, in order, in `smoke`, and the run that they made."""
+    folder = tmp_path_factory.mktemp("nbval") / "run"
+    return nbval(FOLDER, folder, *[path.name for path in PATHS]), folder
+
+
+@pytest.mark.timeout(1_800)
+def test_all_notebooks_run_and_repeat_their_marked_outputs(
+    ran: Ran,
+) -> None:
+    """A failing cell or a changed output fails."""
+    result, _ = ran
     assert result.returncode == 0, result.stdout[-6_000:] + result.stderr[-2_000:]
     cells = sum(len(code_cells(read(path))) for path in PATHS)
     passed = re.search(r"(\d+) passed", result.stdout)
     assert passed and int(passed[1]) == cells, result.stdout[-1_000:]
+
+
+@pytest.mark.native
+@pytest.mark.timeout(900)
+def test_what_serves_reads_the_same_on_stand_ins(
+    ran: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`ran` takes native backends where they are built; the marked outputs hold on both."""
+    if built_backends() is None:
+        pytest.skip("no native backends: labkit triton build")
+    workspace = shutil.copytree(ran[1], tmp_path / "run")
+    monkeypatch.setenv("LABKIT_RUNTIME", "stand-in")
+    served = ("05_configure.ipynb", "06_serve.ipynb", "07_tune.ipynb", "10_pipeline.ipynb")
+    result = nbval(FOLDER, workspace, *served)
+    assert result.returncode == 0, result.stdout[-6_000:] + result.stderr[-2_000:]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("runtime", ["stand-in", pytest.param("native", marks=pytest.mark.native)])
+def test_served_answers_are_those_of_each_models_own_runtime(
+    ran: Ran, runtime: str, tmp_path: Path
+) -> None:
+    """All variants, over HTTP and gRPC, bit for bit: the engine is the same in both places."""
+    if runtime == "native" and built_backends() is None:
+        pytest.skip("no native backends: labkit triton build")
+    artifacts, repository = ran[1] / "artifacts", ran[1] / "model_repository"
+    specs = {name: spec for name, spec in VARIANTS.items() if (repository / name / "1").is_dir()}
+    assert len(specs) == 7
+    images = preprocess(load_cifar10().test.pixels[:64])
+    with TritonServer(repository, models=list(specs), runtime=runtime) as server:
+        for name, spec in specs.items():
+            file = artifacts / next(iter(spec.artifacts))
+            # The openvino backend takes OpenVINO's own precision: bf16 where a processor has it.
+            options = {"precision": None} if file.suffix == ".xml" else {}
+            alone = load_runner(file, **options)(images)
+            # The accelerator is OpenVINO, and OnnxRunner is ONNX Runtime.
+            tolerance = 1e-4 if name == "cifar10_onnx_openvino" else 0.0
+            for protocol, address in (("http", server.http), ("grpc", server.grpc)):
+                with LabClient(address, protocol) as client:
+                    assert runtime_of(client.config(name)) == runtime
+                    served = client.infer(name, images)
+                np.testing.assert_allclose(served, alone, atol=tolerance, rtol=0, err_msg=name)
 
 
 @pytest.fixture
@@ -157,9 +261,10 @@ def test_an_unexecuted_notebook_is_found(tiny: Path) -> None:
     assert found == [f"{notebook.cells[0].id}: was not executed"]
 
 
-@pytest.mark.timeout(900)
-def test_the_smoke_chain_runs_on_real_data(tmp_path: Path) -> None:
-    """`labkit run --profile smoke`, the whole lab, as an instructor starts it."""
+@pytest.mark.timeout(1_800)
+def test_the_smoke_chain_runs_on_real_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`labkit run --profile smoke`, the whole lab, on stand-ins; nbval has run it natively."""
+    monkeypatch.setenv("LABKIT_RUNTIME", "stand-in")
     command = [sys.executable, "-m", "labkit", "run", "--profile", "smoke"]
     result = subprocess.run(
         [*command, "--out", str(tmp_path / "run")],
@@ -169,6 +274,6 @@ def test_the_smoke_chain_runs_on_real_data(tmp_path: Path) -> None:
         check=False,
     )
     assert result.returncode == 0, result.stdout[-4_000:] + result.stderr[-2_000:]
-    assert "8 notebooks passed" in result.stdout
+    assert "9 notebooks passed" in result.stdout
     assert (tmp_path / "run" / "artifacts" / "report.html").is_file()
     shutil.rmtree(tmp_path / "run")

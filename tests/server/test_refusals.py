@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from google.protobuf import json_format, text_format
+from onnx import helper
 from tiny_models import (
     IDS,
     MEAN,
@@ -18,6 +19,7 @@ from tiny_models import (
     Y,
     save_double,
     save_double_ir,
+    save_onnx,
     save_tokens,
     save_torchscript,
     write_config,
@@ -60,55 +62,25 @@ def warm_up(token: int) -> str:
 
 
 CASES = {
-    "input_name": Refused(
-        "onnxruntime", ("input 'z'", "expected 'x'"), inputs={"z": ("FP32", [4])}
-    ),
     "input_dtype": Refused(
-        "onnxruntime", ("TYPE_FP16", "expected TYPE_FP32"), inputs={"x": ("FP16", [4])}
-    ),
-    "input_dims": Refused("onnxruntime", ("dims [5]", "expected [4]"), inputs={"x": ("FP32", [5])}),
-    "input_rank": Refused(
         "onnxruntime",
-        ("dims [-1, 4]", "expected [4]", "without the batch axis"),
-        inputs={"x": ("FP32", [-1, 4])},
+        ("expects datatype TYPE_FP16 for input 'x', model provides TYPE_FP32", "→ write data_type"),
+        inputs={"x": ("FP16", [4])},
     ),
-    "output_name": Refused(
-        "onnxruntime", ("output 'logits'", "expected 'y'"), outputs={"logits": ("FP32", [4])}
+    "missing_file": Refused(
+        "onnxruntime", ("failed to stat file", "which holds nothing"), file=None
     ),
-    "output_dims": Refused("onnxruntime", ("output 'y'", "dims [9]"), outputs={"y": ("FP32", [9])}),
-    "fixed_batch": Refused(
-        "onnxruntime", ("max_batch_size is 8", "fixed first dimension 2"), file="fixed"
-    ),
-    "missing_file": Refused("onnxruntime", ("no file model.onnx", "holds nothing"), file=None),
-    "broken_file": Refused("onnxruntime", ("model.onnx",), file="broken"),
-    "other_file": Refused(
-        "onnxruntime", ("no file best.onnx",), more='default_model_filename: "best.onnx"'
-    ),
-    "thread_word": Refused(
-        "onnxruntime",
-        ("'intra_op_thread_count' is 'many'", "expected an integer"),
-        parameters={"intra_op_thread_count": "many"},
-    ),
-    "unknown_parameter": Refused(
-        "onnxruntime",
-        ("unknown parameter 'intra_op_threads'", "intra_op_thread_count"),
-        parameters={"intra_op_threads": "1"},
-    ),
-    "execution_mode": Refused(
-        "onnxruntime",
-        ("'execution_mode' is 'fast'", "expected one of 0, 1"),
-        parameters={"execution_mode": "fast"},
-    ),
-    "shared_session": Refused(
-        "onnxruntime",
-        ("'share_session_between_instances' is not supported",),
-        parameters={"share_session_between_instances": "true"},
-    ),
-    "graph_level": Refused(
-        "onnxruntime", ("graph.level is 7",), more="optimization { graph { level: 7 } }"
-    ),
+    "broken_file": Refused("onnxruntime", ("onnx runtime error",), file="broken"),
     "accelerator": Refused(
-        "onnxruntime", ("unknown Execution Accelerator 'onednn'",), more=accelerator("onednn")
+        "onnxruntime",
+        ("unknown Execution Accelerator 'onednn' is requested →",),
+        more=accelerator("onednn"),
+    ),
+    "scalar": Refused(
+        "onnxruntime",
+        ("a scalar, one for the whole batch", "max_batch_size: 0"),
+        outputs={"total": ("FP32", [1])},
+        file="total",
     ),
     "bad_warm_up": Refused(
         "onnxruntime",
@@ -119,78 +91,47 @@ CASES = {
         file="tokens",
     ),
     "sequences": Refused(
-        "onnxruntime", ("sequence_batching is not supported",), more="sequence_batching { }"
+        "onnxruntime",
+        ("sequence_batching with control_input or state is not supported",),
+        more='sequence_batching { control_input { name: "s" control { kind: CONTROL_SEQUENCE_START '
+        "fp32_false_true: [0, 1] } } }",
     ),
     "hint": Refused(
         "openvino",
-        ("'PERFORMANCE_HINT' is 'SPEED'", "LATENCY"),
+        ("'PERFORMANCE_HINT' to be LATENCY/THROUGHPUT/CUMULATIVE_THROUGHPUT, got speed",),
         OPEN_X,
         OPEN_Y,
         batch=0,
         parameters={"PERFORMANCE_HINT": "SPEED"},
         file="ir",
     ),
-    "streams": Refused(
-        "openvino",
-        ("'NUM_STREAMS' is '0'", "1 or more"),
-        OPEN_X,
-        OPEN_Y,
-        batch=0,
-        parameters={"NUM_STREAMS": "0"},
-        file="ir",
-    ),
-    "padding": Refused(
-        "openvino",
-        ("'ENABLE_BATCH_PADDING' is 'perhaps'", "expected true or false"),
-        parameters={"ENABLE_BATCH_PADDING": "perhaps"},
-        file="ir",
-    ),
-    "missing_ir": Refused("openvino", ("no file model.xml",), OPEN_X, OPEN_Y, batch=0, file=None),
-    "torch_input": Refused(
-        "pytorch",
-        ("input 'image'", "forward(first, second)"),
-        {**TORCH_IN, "image": ("FP32", [2])},
-        TORCH_OUT,
-        file="torch",
+    "missing_ir": Refused(
+        "openvino", ("1/model.xml is missing",), OPEN_X, OPEN_Y, batch=0, file=None
     ),
     "torch_lacks_input": Refused(
         "pytorch",
-        ("leave out an argument of forward(first, second)",),
+        ("configuration expects 1 inputs, model provides 2 → list exactly: first, second",),
         {"second": ("FP32", [2])},
         TORCH_OUT,
         file="torch",
     ),
-    "torch_output": Refused(
+    "torch_numbers": Refused(
         "pytorch",
-        ("output 'sum' has no position", "<name>__<index>"),
-        TORCH_IN,
-        {"sum": ("FP32", [2])},
+        ("numbers begin at 0", "name them first, second, or IN__0, IN__1"),
+        {"IN__1": ("INT64", [2]), "IN__2": ("FP32", [2])},
+        TORCH_OUT,
         file="torch",
     ),
     "torch_output_number": Refused(
         "pytorch",
-        ("output 'sum__2' is number 2", "returns 2"),
+        ("refers to an output index which doesn't exist. This model has 2 outputs",),
         TORCH_IN,
         {"sum__2": ("FP32", [2])},
         file="torch",
     ),
-    "torch_output_dtype": Refused(
-        "pytorch",
-        ("'sum__0' is TYPE_INT64", "expected TYPE_FP32"),
-        TORCH_IN,
-        {"sum__0": ("INT64", [2])},
-        file="torch",
-    ),
-    "torch_shapes": Refused(
-        "pytorch",
-        ("does not take the configured inputs", "[1, 3]"),
-        {"first": ("INT64", [2]), "second": ("FP32", [3])},
-        TORCH_OUT,
-        file="torch",
-    ),
 }
 
-SERVED = ("input_dtype", "missing_file", "accelerator", "hint", "torch_output")
+SERVED = ("input_dtype", "missing_file", "accelerator", "hint", "torch_numbers")
 
 
 def write_file(version: Path, case: Refused) -> None:
@@ -202,6 +143,14 @@ def write_file(version: Path, case: Refused) -> None:
         save_tokens(version / "model.onnx")
         (version.parent / "warmup").mkdir()
         (version.parent / "warmup" / "token_99").write_bytes((99).to_bytes(8, "little"))
+    elif case.file == "total":
+        node = helper.make_node("ReduceSum", ["x"], ["total"], keepdims=0)
+        save_onnx(
+            version / "model.onnx",
+            [node],
+            {"x": ("FP32", ["batch", 4])},
+            {"total": ("FP32", [])},
+        )
     elif case.file == "broken":
         (version / "model.onnx").write_bytes(b"not a model")
     elif case.file:
@@ -264,7 +213,8 @@ def test_triton_passes_the_refusal_on(failure: ModelLoadError, name: str) -> Non
 def test_the_message_names_every_model_and_the_log(failure: ModelLoadError) -> None:
     assert failure.models.keys() == set(SERVED)
     assert "triton.log" in str(failure)
-    assert "ConfigError" not in str(failure)  # no class names or stacks for what a person can mend
+    for words in ("ConfigError", "At:", ".py"):  # no class names or stacks, which help nobody
+        assert words not in str(failure)
 
 
 def test_a_warm_up_that_fails_names_its_model(tmp_path: Path) -> None:

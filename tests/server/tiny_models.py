@@ -80,13 +80,13 @@ def save_tokens(path: Path) -> None:
     )
 
 
-def save_every_type(path: Path) -> None:
-    """An identity (N, 3) for each data type that has a numpy type."""
+def save_every_type(path: Path, types: Sequence[str]) -> None:
+    """An identity (N, 3) for each of these data types."""
     save_onnx(
         path,
-        [helper.make_node("Identity", [f"in_{t}"], [f"out_{t}"]) for t in TYPES],
-        {f"in_{t}": (t, ["batch", 3]) for t in TYPES},
-        {f"out_{t}": (t, ["batch", 3]) for t in TYPES},
+        [helper.make_node("Identity", [f"in_{t}"], [f"out_{t}"]) for t in types],
+        {f"in_{t}": (t, ["batch", 3]) for t in types},
+        {f"out_{t}": (t, ["batch", 3]) for t in types},
     )
 
 
@@ -162,8 +162,15 @@ OPEN_X, OPEN_Y = {"x": ("FP32", [-1, 4])}, {"y": ("FP32", [-1, 4])}
 IDS, MEAN = {"ids": ("INT64", [-1])}, {"mean": ("FP32", [4])}
 
 
-def write_repository(root: Path) -> Path:
-    """Write the models that every stand-in must serve."""
+def write_repository(root: Path, runtime: str, strings: bool) -> Path:
+    """Write the models that a runtime must serve.
+
+    Args:
+        root: The repository.
+        runtime: `native` leaves out what makes the native backends end the whole server.
+        strings: Whether string tensors reach a Python stub unharmed here.
+    """
+    types = [name for name in TYPES if strings or name != "STRING"]
     version = write_config(
         root / "two_inputs",
         "onnxruntime",
@@ -188,11 +195,11 @@ def write_repository(root: Path) -> Path:
     version = write_config(
         root / "every_type",
         "onnxruntime",
-        {f"in_{t}": (t, [3]) for t in TYPES},
-        {f"out_{t}": (t, [3]) for t in TYPES},
+        {f"in_{t}": (t, [3]) for t in types},
+        {f"out_{t}": (t, [3]) for t in types},
         parameters=ONE_THREAD,
     )
-    save_every_type(version / "model.onnx")
+    save_every_type(version / "model.onnx", types)
     version = write_config(
         root / "unbatched",
         "onnxruntime",
@@ -227,11 +234,12 @@ def write_repository(root: Path) -> Path:
     save_tokens(version / "model.onnx")
     version = write_config(root / "static", "openvino", X, Y, 4, parameters=limits)
     save_double_ir(version / "model.xml")
-    version = write_config(
-        root / "padded", "openvino", X, Y, 4, parameters=limits | {"ENABLE_BATCH_PADDING": "YES"}
-    )
-    save_double_ir(version / "model.xml")
-    threads = {"INTRA_OP_THREAD_COUNT": "1", "INTER_OP_THREAD_COUNT": "1"}
+    threads = {"INTRA_OP_THREAD_COUNT": "1"}
+    if runtime != "native":  # where padding corrupts the heap, and a second model may not set these
+        padding = limits | {"ENABLE_BATCH_PADDING": "YES"}
+        version = write_config(root / "padded", "openvino", X, Y, 4, parameters=padding)
+        save_double_ir(version / "model.xml")
+        threads["INTER_OP_THREAD_COUNT"] = "1"
     version = write_config(  # arguments by name, in the other order; outputs by number, one of two
         root / "torch_named",
         "pytorch",
@@ -249,6 +257,8 @@ def write_repository(root: Path) -> Path:
         more="dynamic_batching { }",
     )
     save_torchscript(version / "model.pt", TwoArguments())
+    if not strings:
+        return root
     version = write_config(
         root / "torch_words",
         "pytorch",

@@ -69,7 +69,7 @@ instance_group [ { count: 1 kind: KIND_CPU } ]
 """
 
 
-def write_toy_models(repository: Path) -> Path:
+def write_toy_models(repository: Path, strings: bool = True) -> Path:
     sleepy = f"time.sleep({SLEEP_S})\n        {_FIRST_TEN}"
     models = {
         "toy": (image_config("toy", 8) + "dynamic_batching { }\n", _FIRST_TEN),
@@ -78,6 +78,8 @@ def write_toy_models(repository: Path) -> Path:
         "broken": (image_config("broken", 8), _BROKEN),
         "mixed": (MIXED_CONFIG, _MIXED),
     }
+    if not strings:
+        del models["mixed"]
     for name, (config, body) in models.items():
         (repository / name / "1").mkdir(parents=True)
         (repository / name / "config.pbtxt").write_text(config)

@@ -2,10 +2,13 @@
 
 import asyncio
 import json
+import time
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from lesson import run_cells
 
 from labkit import bench
 from labkit.bench import BenchError, LoadResult, Percentiles, Repeated, ServerSplit
@@ -91,11 +94,8 @@ def test_merged_splits_weigh_by_requests() -> None:
 
 
 def result(rate: float, samples: list[float], errors: dict[str, int] | None = None) -> LoadResult:
-    values = np.array(samples)
-    return LoadResult(
-        "net", "http", 1, 2, None, 1.0, len(samples), errors or {}, rate,
-        Percentiles.of(values), 0.0, ServerSplit.between(BEFORE, AFTER), values,
-    )  # fmt: skip
+    split = ServerSplit.between(BEFORE, AFTER)
+    return LoadResult("net", 1, 2, None, 1.0, rate, np.array(samples), split, errors or {})
 
 
 def test_repeat_takes_the_cases_in_turn_and_back() -> None:
@@ -117,9 +117,8 @@ def test_repeat_takes_the_cases_in_turn_and_back() -> None:
 
 def test_results_become_json() -> None:
     repeated = Repeated.of([result(1.0, [1.0]), result(3.0, [2.0])])
-    for value, executions in ((repeated, 10), (repeated.runs[0], 5)):
-        text = json.dumps(value.to_dict(), allow_nan=False)
-        assert json.loads(text)["server"]["batch_histogram"] == {"4": executions}
+    text = json.dumps(repeated.to_dict(), allow_nan=False)
+    assert json.loads(text)["server"]["batch_histogram"] == {"4": 10}
     assert repeated.to_dict()["images_per_s"] == {"median": 2.0, "low": 1.0, "high": 3.0, "n": 2}
 
 
@@ -177,11 +176,6 @@ def test_unbounded_load_is_refused(wrong: dict[str, Any]) -> None:
         bench.closed_loop("127.0.0.1:1", "net", **wrong)
 
 
-def test_rate_is_bounded() -> None:
-    with pytest.raises(BenchError, match="rate_per_s"):
-        bench.open_loop("127.0.0.1:1", "net", rate_per_s=0)
-
-
 def test_a_server_that_hangs_up_is_an_error_of_that_request() -> None:
     async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -199,3 +193,53 @@ def test_a_server_that_hangs_up_is_an_error_of_that_request() -> None:
                 await sender.close()
 
     assert asyncio.run(ask()) == "ServerDisconnectedError"
+
+
+# The load generator of notebook 07
+
+
+@pytest.fixture(scope="module")
+def page() -> SimpleNamespace:
+    """The functions that stand in the cells of notebook 07."""
+    cells = ("percentiles", "statistics", "closed-loop", "poisson", "ex-07-open-loop")
+    return run_cells("07_tune", "imports", *cells)
+
+
+def test_the_page_subtracts_as_the_library_does(page: SimpleNamespace) -> None:
+    assert ServerSplit(**page.difference(BEFORE, AFTER)) == ServerSplit.between(BEFORE, AFTER)
+
+
+@pytest.mark.parametrize("n", [1, 19, 20, 99, 100, 500])
+def test_the_pages_percentiles_are_the_librarys(page: SimpleNamespace, n: int) -> None:
+    samples = list(np.random.default_rng(n).exponential(5, n))
+    ours = Percentiles.of(samples)
+    assert page.percentiles(samples) == {"p50": ours.p50, "p95": ours.p95, "p99": ours.p99}
+
+
+def test_the_pages_arrivals_are_a_poisson_process(page: SimpleNamespace) -> None:
+    times = page.poisson(1000, 10, seed=1)
+    assert np.all(np.diff(times) > 0) and times[0] >= 0 and times[-1] < 10
+    assert len(times) == pytest.approx(10_000, abs=400)  # 4 standard deviations
+    assert np.diff(times).std() == pytest.approx(1e-3, rel=0.05)  # deviation equals mean
+
+
+def test_the_pages_closed_loop_keeps_each_client_busy(page: SimpleNamespace) -> None:
+    under_way, most = [], []
+
+    def send() -> None:
+        under_way.append(None)
+        most.append(len(under_way))
+        time.sleep(0.02)
+        under_way.pop()
+
+    latencies_ms = page.closed_loop(send, 4, 0.4)
+    assert max(most) == 4
+    assert len(latencies_ms) == len(most) and min(latencies_ms) >= 20
+
+
+def test_the_pages_open_loop_waits_for_nobody_and_counts_from_due(page: SimpleNamespace) -> None:
+    def send() -> None:
+        time.sleep(0.3)
+
+    latencies_ms = page.open_loop(send, np.array([-0.5, 0.0, 0.01, 0.02]))
+    assert latencies_ms == pytest.approx([800, 300, 300, 300], abs=150)

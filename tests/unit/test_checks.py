@@ -9,9 +9,9 @@ import pytest
 from labkit import checks
 from labkit.chain import PRACTICE, STAGES
 from labkit.checks import CheckFailed, check_stage, expect
-from labkit.data import SPLIT_SIZES, make_splits
+from labkit.data import SPLIT_SIZES
 from labkit.profiles import preset
-from labkit.repository import VARIANTS, write_config
+from labkit.repository import PIPELINE, VARIANTS, write_config
 from labkit.workspace import Workspace, project_root
 
 SMOKE = preset("smoke")
@@ -48,8 +48,11 @@ def test_an_empty_workspace_passes_no_stage(stage: str, workspace: Workspace) ->
 
 
 def save_splits(workspace: Workspace, **changes: list[int]) -> None:
-    splits = make_splits(np.repeat(np.arange(10), 5_000))
+    ends = np.cumsum(list(SPLIT_SIZES.values()))[:-1]
+    parts = np.split(np.arange(50_000), ends)
+    splits = {name: part.tolist() for name, part in zip(SPLIT_SIZES, parts, strict=True)}
     workspace.save_json("splits.json", {"indices": {**splits, **changes}}, made_by="01_data")
+    workspace.save_json("statistics.json", {"mean": [0.5] * 3, "std": [0.25] * 3}, "01_data")
 
 
 def test_splits(workspace: Workspace) -> None:
@@ -119,6 +122,23 @@ def test_configuration_names_the_missing_variant(
     results = check_stage("05_configure", workspace, SMOKE)
     assert "cifar10_torchscript_int8" in results[1].detail
     assert not results[1].passed
+
+
+def test_the_pipeline_needs_its_images_its_accuracy_and_its_steps(workspace: Workspace) -> None:
+    row = {"accuracy": 0.4, "n": SMOKE.test_images}
+    folder = workspace.repository / PIPELINE
+    folder.mkdir()
+    steps = "ensemble_scheduling { step { model_name: 'a' } step { model_name: 'b' } }"
+    for config, changes, wrong in (
+        (steps, {}, []),
+        (steps, {"accuracy": 0.1}, [f"{PIPELINE} answered"]),
+        (steps, {"n": 10}, [f"{PIPELINE} answered"]),
+        ("platform: 'ensemble'", {}, [f"{PIPELINE} is configured"]),
+    ):
+        (folder / "config.pbtxt").write_text(config)
+        document = {"variants": {PIPELINE: row | changes}}
+        workspace.save_json("pipeline.json", document, made_by="10_pipeline")
+        assert failed("10_pipeline", workspace) == wrong
 
 
 def test_tuning_needs_the_written_config(workspace: Workspace) -> None:

@@ -123,6 +123,54 @@ def test_steps_that_pass_end_with_one_line(
     assert "failed (not fatal)" in output
 
 
+UNSTEADY = """
+import os
+from pathlib import Path
+
+def test_steady():
+    with Path("ran").open("a") as file:
+        file.write("steady ")
+
+def test_late():
+    first = not Path("late").exists()
+    Path("late").touch()
+    assert not first
+
+def test_wrong():
+    assert not WRONG
+"""
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_what_failed_runs_once_more_alone_and_is_named(
+    wrong: bool, steps: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    (tmp_path / "test_some.py").write_text(UNSTEADY.replace("WRONG", str(wrong)))
+    monkeypatch.chdir(tmp_path)
+    step = steps.tests("some", "some tests", "-n", "2", "test_some.py")  # type: ignore[attr-defined]
+    monkeypatch.setattr(steps, "STEPS", (step,))
+    assert steps.main([]) == int(wrong)  # type: ignore[attr-defined]
+    assert (tmp_path / "ran").read_text() == "steady "  # what passed did not run again
+    named = "unsteady, passed only alone: test_some.py::test_late" in capfd.readouterr().out
+    assert named is not wrong
+
+
+def test_many_failures_are_no_accident(
+    steps: object,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    failing = "import pytest\n@pytest.mark.parametrize('n', range(6))\ndef test(n): assert 0\n"
+    (tmp_path / "test_some.py").write_text(failing)
+    monkeypatch.chdir(tmp_path)
+    step = steps.tests("some", "some tests", "test_some.py")  # type: ignore[attr-defined]
+    monkeypatch.setattr(steps, "STEPS", (step,))
+    assert steps.main([]) == 1  # type: ignore[attr-defined]
+    assert "once more" not in capfd.readouterr().out
+
+
 def test_an_unknown_step_is_refused(steps: object, capsys: pytest.CaptureFixture[str]) -> None:
     assert steps.main(["unti"]) == 2  # type: ignore[attr-defined]
     assert "good, bad, slow, optional" in capsys.readouterr().err

@@ -3,9 +3,11 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from labkit import cli
 from labkit.repository import VARIANTS, write_config
 from labkit.workspace import project_root
 
@@ -64,6 +66,19 @@ def test_serve_says_which_notebooks_make_the_models(tmp_path: Path) -> None:
     assert result.returncode == 1
     assert "left out, no model file yet: cifar10_onnx" in result.stdout
     assert "run notebooks 01 to 05" in result.stderr
+
+
+def test_a_run_outside_the_checkout_says_how_its_python_model_is_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    last = SimpleNamespace(stage="08_report", status="passed", reason="", seconds=1.0)
+    monkeypatch.setattr("labkit.chain.run_chain", lambda *_, **__: [last])
+    monkeypatch.setattr("labkit.download.fetch", lambda: None)
+    cli.run("smoke", None, tmp_path / "run")
+    assert "run/model_repository --allow-python-models\n" in capsys.readouterr().out
+    monkeypatch.setattr("labkit.repository_safety.own_repository", lambda repository: True)
+    cli.run("smoke", None, tmp_path / "run")
+    assert "run/model_repository\n" in capsys.readouterr().out
 
 
 def test_importing_labkit_does_nothing(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def test_split_never_exceeds_the_limit_and_loses_nothing(
     ],
 )
 def test_parse_guess(text: bytes | str, label: str, score: float) -> None:
-    assert lab.parse_guess(text) == (label, score)
+    assert lab.parse_prediction(text) == (label, score)
 
 
 @pytest.mark.parametrize(

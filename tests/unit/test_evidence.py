@@ -5,7 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from labkit.evidence import EvidenceFolder, Mark, NoEvidence, Unmeasured, mark_or_reason
+from labkit.evidence import (
+    EvidenceFolder,
+    MeasuredValue,
+    NoEvidence,
+    Unmeasured,
+    measured_or_reason,
+)
 from labkit.workspace import Workspace, sha256, write_json
 
 QUERY = {"variants": {"cifar10_onnx": {"accuracy": 0.91, "p99": None, "list": [1, 2]}, "a/b": 7}}
@@ -24,7 +30,7 @@ def folder(workspace: Workspace) -> EvidenceFolder:
 
 
 def test_a_mark_reads_its_value_from_the_file(workspace: Workspace, folder: EvidenceFolder) -> None:
-    mark = Mark(folder, "query.json", "/variants/cifar10_onnx/accuracy")
+    mark = MeasuredValue(folder, "query.json", "/variants/cifar10_onnx/accuracy")
     assert mark.value == 0.91
     assert mark.to_dict() == {
         "status": "measured",
@@ -38,8 +44,8 @@ def test_a_mark_reads_its_value_from_the_file(workspace: Workspace, folder: Evid
 
 
 def test_pointers_reach_into_lists_and_escaped_names(folder: EvidenceFolder) -> None:
-    assert Mark(folder, "query.json", "/variants/cifar10_onnx/list/1").value == 2
-    assert Mark(folder, "query.json", "/variants/a~1b").value == 7
+    assert MeasuredValue(folder, "query.json", "/variants/cifar10_onnx/list/1").value == 2
+    assert MeasuredValue(folder, "query.json", "/variants/a~1b").value == 7
 
 
 @pytest.mark.parametrize(
@@ -53,33 +59,33 @@ def test_pointers_reach_into_lists_and_escaped_names(folder: EvidenceFolder) -> 
 )
 def test_no_value_no_mark(folder: EvidenceFolder, pointer: str, message: str) -> None:
     with pytest.raises(NoEvidence, match=message):
-        Mark(folder, "query.json", pointer)
+        MeasuredValue(folder, "query.json", pointer)
 
 
 def test_no_file_no_mark(folder: EvidenceFolder) -> None:
     with pytest.raises(NoEvidence, match=r"tune\.json is no recorded artifact"):
-        Mark(folder, "tune.json", "/recommendation")
+        MeasuredValue(folder, "tune.json", "/recommendation")
 
 
 def test_a_file_that_no_step_recorded_is_no_evidence(workspace: Workspace) -> None:
     write_json(workspace.path("tune.json"), {"recommendation": 1})
     with pytest.raises(NoEvidence, match="no recorded artifact"):
-        Mark(EvidenceFolder(workspace), "tune.json", "/recommendation")
+        MeasuredValue(EvidenceFolder(workspace), "tune.json", "/recommendation")
 
 
 def test_an_edited_file_is_no_evidence(workspace: Workspace) -> None:
     better = workspace.path("query.json").read_text().replace("0.91", "0.99")
     workspace.path("query.json").write_text(better)
     with pytest.raises(NoEvidence, match="was changed after 06_serve had recorded it"):
-        Mark(EvidenceFolder(workspace), "query.json", "/variants/cifar10_onnx/accuracy")
+        MeasuredValue(EvidenceFolder(workspace), "query.json", "/variants/cifar10_onnx/accuracy")
 
 
 def test_a_value_cannot_be_given_nor_changed(folder: EvidenceFolder) -> None:
     with pytest.raises(TypeError):
-        Mark(folder, "query.json", "/variants/cifar10_onnx/accuracy", 0.99)  # type: ignore[call-arg]
+        MeasuredValue(folder, "query.json", "/variants/cifar10_onnx/accuracy", 0.99)  # type: ignore[call-arg]
     with pytest.raises(TypeError):
-        Mark(folder, "query.json", "/variants/cifar10_onnx/accuracy", value=0.99)  # type: ignore[call-arg]
-    mark = Mark(folder, "query.json", "/variants/cifar10_onnx/accuracy")
+        MeasuredValue(folder, "query.json", "/variants/cifar10_onnx/accuracy", value=0.99)  # type: ignore[call-arg]
+    mark = MeasuredValue(folder, "query.json", "/variants/cifar10_onnx/accuracy")
     with pytest.raises(dataclasses.FrozenInstanceError):
         mark.value = 0.99  # type: ignore[misc]
 
@@ -87,6 +93,6 @@ def test_a_value_cannot_be_given_nor_changed(folder: EvidenceFolder) -> None:
 def test_what_is_unmeasured_needs_a_reason(folder: EvidenceFolder) -> None:
     with pytest.raises(NoEvidence, match="needs a reason"):
         Unmeasured("  ")
-    missing = mark_or_reason(folder, "query.json", "/variants/cifar10_onnx/recall")
+    missing = measured_or_reason(folder, "query.json", "/variants/cifar10_onnx/recall")
     assert isinstance(missing, Unmeasured)
     assert missing.to_dict()["status"] == "not measured"

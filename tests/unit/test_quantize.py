@@ -3,22 +3,17 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from lesson import export_files, network, quantizers
 from onnx import TensorProto, numpy_helper
 from torch import nn
 
-from labkit import export, quantize
-from labkit.model import CifarNet
-from labkit.quantize import (
-    QuantizationError,
-    quantize_onnx,
-    quantize_openvino,
-    quantize_torchscript,
-)
+from labkit import export
 from labkit.runtime import Floats, load_runner, logit_error, predict, probe_images
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -33,9 +28,9 @@ def pictures(count: int, seed: int) -> Floats:
 
 
 @pytest.fixture(scope="module")
-def model() -> CifarNet:
+def model() -> nn.Module:
     torch.manual_seed(0)
-    net = CifarNet(widths=(8, 16, 16))
+    net = network()
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.bias, -0.5, 0.5)
@@ -51,21 +46,31 @@ def images() -> Floats:
 
 
 @pytest.fixture(scope="module")
-def source(model: CifarNet, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("fp32") / "model.onnx"
-    export.export_onnx(model, path)
-    return path
+def page(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """What notebook 04 defines."""
+    return quantizers(tmp_path_factory.mktemp("scratch"))
+
+
+@pytest.fixture(scope="module")
+def source(model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("fp32")
+    export_files(model, folder, "onnx")
+    return folder / "model.onnx"
 
 
 @pytest.fixture(scope="module")
 def files(
-    model: CifarNet, images: Floats, source: Path, tmp_path_factory: pytest.TempPathFactory
+    page: SimpleNamespace,
+    model: nn.Module,
+    images: Floats,
+    source: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("int8")
     paths = {suffix: folder / f"model_int8{suffix}" for suffix in (".pt", ".onnx", ".xml")}
-    export.save_torchscript(quantize_torchscript(model, images), paths[".pt"])
-    quantize_onnx(source, images, paths[".onnx"])
-    quantize_openvino(source, images, paths[".xml"])
+    export.save_torchscript(page.quantize_torchscript(model, images), paths[".pt"])
+    page.quantize_onnx(source, images, paths[".onnx"])
+    page.quantize_openvino(source, images, paths[".xml"])
     return paths
 
 
@@ -132,11 +137,13 @@ def test_openvino_has_names_a_free_batch_and_six_byte_kernels(files: dict[str, P
     assert max(np.abs(kernel.data).max() for kernel in kernels) <= 64  # reduced range
 
 
-def test_the_range_of_onnx_weights(source: Path, images: Floats, tmp_path: Path) -> None:
+def test_the_range_of_onnx_weights(
+    page: SimpleNamespace, source: Path, images: Floats, tmp_path: Path
+) -> None:
     largest = {}
     for reduce in (True, False):
         path = tmp_path / f"{reduce}.onnx"
-        quantize_onnx(source, images, path, reduce_range=reduce)
+        page.quantize_onnx(source, images, path, reduce_range=reduce)
         kernels = weights_of(path).values()
         assert len(kernels) == 6
         largest[reduce] = max(int(np.abs(kernel.astype(int)).max()) for kernel in kernels)
@@ -146,22 +153,26 @@ def test_the_range_of_onnx_weights(source: Path, images: Floats, tmp_path: Path)
     assert largest[False] == 127
 
 
-def test_per_channel_scales(source: Path, images: Floats, tmp_path: Path) -> None:
+def test_per_channel_scales(
+    page: SimpleNamespace, source: Path, images: Floats, tmp_path: Path
+) -> None:
     for per_channel in (True, False):
         path = tmp_path / f"{per_channel}.onnx"
-        quantize_onnx(source, images, path, per_channel=per_channel)
+        page.quantize_onnx(source, images, path, per_channel=per_channel)
         tensors = {t.name: numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
         for name, kernel in weights_of(path).items():
             scale = tensors[name.replace("_quantized", "_scale")]
             assert scale.size == (len(kernel) if per_channel else 1)
 
 
-def test_per_channel_is_nearer(source: Path, images: Floats, tmp_path: Path) -> None:
+def test_per_channel_is_nearer(
+    page: SimpleNamespace, source: Path, images: Floats, tmp_path: Path
+) -> None:
     exact = {t.name: numpy_helper.to_array(t) for t in onnx.load(source).graph.initializer}
     errors = {}
     for per_channel in (True, False):
         path = tmp_path / f"{per_channel}.onnx"
-        quantize_onnx(source, images, path, per_channel=per_channel)
+        page.quantize_onnx(source, images, path, per_channel=per_channel)
         tensors = {t.name: numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer}
         errors[per_channel] = 0.0
         for name, kernel in weights_of(path).items():
@@ -171,11 +182,13 @@ def test_per_channel_is_nearer(source: Path, images: Floats, tmp_path: Path) -> 
     assert errors[True] < 0.8 * errors[False]
 
 
-def test_torchscript_activations_have_seven_bits(model: CifarNet, images: Floats) -> None:
+def test_torchscript_activations_have_seven_bits(
+    page: SimpleNamespace, model: nn.Module, images: Floats
+) -> None:
     """Scales double when the same range is covered by half the levels."""
     scales = {}
     for reduce in (True, False):
-        module = quantize_torchscript(model, images, reduce_range=reduce)
+        module = page.quantize_torchscript(model, images, reduce_range=reduce)
         node = next(
             n for n in module.inlined_graph.nodes() if n.kind() == "aten::quantize_per_tensor"
         )
@@ -189,10 +202,10 @@ def _constant(module: torch.jit.ScriptModule, node: torch._C.Node) -> float:
     return float(next(value for name, value in buffers.items() if name.endswith("_scale_0")))
 
 
-def test_the_model_is_not_changed(model: CifarNet, images: Floats) -> None:
+def test_the_model_is_not_changed(page: SimpleNamespace, model: nn.Module, images: Floats) -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     engine = torch.backends.quantized.engine
-    quantize_torchscript(model, images)
+    page.quantize_torchscript(model, images)
     assert torch.backends.quantized.engine == engine
     assert list(before) == list(model.state_dict())
     for name, value in model.state_dict().items():
@@ -234,90 +247,66 @@ def test_loading_and_quantizing_are_silent(files: dict[str, Path]) -> None:
 
 
 def test_quantizers_print_nothing(
-    model: CifarNet, source: Path, images: Floats, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    page: SimpleNamespace,
+    model: nn.Module,
+    source: Path,
+    images: Floats,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    quantize_torchscript(model, images)
-    quantize_onnx(source, images, tmp_path / "m.onnx")
-    quantize_openvino(source, images, tmp_path / "m.xml")
+    page.quantize_torchscript(model, images)
+    page.quantize_onnx(source, images, tmp_path / "m.onnx")
+    page.quantize_openvino(source, images, tmp_path / "m.xml")
     captured = capfd.readouterr()
     assert (captured.out, captured.err) == ("", "")
 
 
 def test_the_logging_of_others_is_left_as_it_was(
-    source: Path, images: Floats, tmp_path: Path
+    page: SimpleNamespace, source: Path, images: Floats, tmp_path: Path
 ) -> None:
     """A handler on NNCF's logger, as pytest's own, serves other loggers too."""
-    quantize_openvino(source, images, tmp_path / "first.xml")  # what importing NNCF changes
+    page.quantize_openvino(source, images, tmp_path / "first.xml")  # what importing NNCF changes
     handler = logging.NullHandler(logging.DEBUG)
     logging.getLogger("nncf").addHandler(handler)
     try:
-        quantize_openvino(source, images, tmp_path / "m.xml")
+        page.quantize_openvino(source, images, tmp_path / "m.xml")
     finally:
         logging.getLogger("nncf").removeHandler(handler)
     assert (handler.level, logging.getLogger().level) == (logging.DEBUG, logging.WARNING)
 
 
-def test_equal_inputs_give_equal_files(source: Path, images: Floats, tmp_path: Path) -> None:
+def test_equal_inputs_give_equal_files(
+    page: SimpleNamespace, source: Path, images: Floats, tmp_path: Path
+) -> None:
     """The .xml is left out: within one process OpenVINO numbers the names of operators on."""
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
-        quantize_onnx(source, images, tmp_path / name / "m.onnx")
-        quantize_openvino(source, images, tmp_path / name / "m.xml")
+        page.quantize_onnx(source, images, tmp_path / name / "m.onnx")
+        page.quantize_openvino(source, images, tmp_path / name / "m.xml")
     for name in ("m.onnx", "m.bin"):
         first, second = ((tmp_path / folder / name) for folder in ("first", "second"))
         assert first.read_bytes() == second.read_bytes(), name
 
 
-def test_calibration_decides_the_scales(model: CifarNet, images: Floats, tmp_path: Path) -> None:
+def test_calibration_decides_the_scales(
+    page: SimpleNamespace, model: nn.Module, images: Floats, tmp_path: Path
+) -> None:
     """Scales from dark images cut off what brighter ones need."""
     expected = model(torch.from_numpy(images)).numpy()
     errors = []
     for name, seen in (("same", images), ("dark", 0.02 * images)):
         path = tmp_path / f"{name}.pt"
-        export.save_torchscript(quantize_torchscript(model, seen), path)
+        export.save_torchscript(page.quantize_torchscript(model, seen), path)
         errors.append(logit_error(load_runner(path)(images), expected))
     assert errors[1] > 3 * errors[0]
 
 
-def test_bad_calibration_images_are_refused(
-    model: CifarNet, source: Path, images: Floats, tmp_path: Path
-) -> None:
-    for bad, message in (
-        (images[:0], r"\(0, 3, 32, 32\)"),
-        ((255 * images).astype(np.uint8), "uint8"),
-        (images.transpose(0, 2, 3, 1), r"\(48, 32, 32, 3\)"),
-        (255 * images, r"from .* to 25\d, expected \[0, 1\]"),
-        (2 * images - 1, "normalization is inside the model"),
-    ):
-        with pytest.raises(QuantizationError, match=message):
-            quantize_torchscript(model, bad)
-        with pytest.raises(QuantizationError, match=message):
-            quantize_onnx(source, bad, tmp_path / "m.onnx")
-        with pytest.raises(QuantizationError, match=message):
-            quantize_openvino(source, bad, tmp_path / "m.xml")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_wrong_arguments_are_refused(
-    model: CifarNet, source: Path, images: Floats, tmp_path: Path
-) -> None:
-    with pytest.raises(QuantizationError, match="unknown modules: blur"):
-        quantize_torchscript(model, images, keep_float=("blur",))
-    with pytest.raises(QuantizationError, match="no operator of module 'blur'"):
-        quantize_onnx(source, images, tmp_path / "m.onnx", keep_float=("blur",))
-    with pytest.raises(QuantizationError, match="no operator of module 'blur'"):
-        quantize_openvino(source, images, tmp_path / "m.xml", keep_float=("blur",))
-    with pytest.raises(QuantizationError, match=r"ends in \.xml"):
-        quantize_openvino(source, images, tmp_path / "m.onnx")
-    with pytest.raises(QuantizationError, match="engine 'gpu', expected one of"):
-        quantize_torchscript(model, images, engine="gpu")
-    with pytest.raises(QuantizationError, match=r"model\.eval\(\)"):
-        quantize_torchscript(CifarNet(widths=(4, 8, 8)).train(), images)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_failure_leaves_the_former_file(
-    source: Path, images: Floats, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: SimpleNamespace,
+    source: Path,
+    images: Floats,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("m.onnx", "m.xml", "m.bin"):
         (tmp_path / name).write_text("former")
@@ -325,12 +314,12 @@ def test_a_failure_leaves_the_former_file(
     def broken(*arguments: object, **options: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("onnxruntime.quantization.quantize_static", broken)
+    monkeypatch.setitem(page.quantize_onnx.__globals__, "quantize_static", broken)
     monkeypatch.setattr("openvino.save_model", broken)
     with pytest.raises(OSError, match="disk full"):
-        quantize_onnx(source, images, tmp_path / "m.onnx")
+        page.quantize_onnx(source, images, tmp_path / "m.onnx")
     with pytest.raises(OSError, match="disk full"):
-        quantize_openvino(source, images, tmp_path / "m.xml")
+        page.quantize_openvino(source, images, tmp_path / "m.xml")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.bin", "m.onnx", "m.xml"]
     assert {path.read_text() for path in tmp_path.iterdir()} == {"former"}
 
@@ -344,5 +333,5 @@ def test_accuracy_of_logits_survives_batching(files: dict[str, Path]) -> None:
         )
 
 
-def test_keep_float_names_the_lab_network(model: CifarNet) -> None:
-    assert set(quantize.KEEP_FLOAT) <= {name for name, _ in model.named_children()}
+def test_keep_float_names_the_lab_network(page: SimpleNamespace, model: nn.Module) -> None:
+    assert set(page.KEEP_FLOAT) <= {name for name, _ in model.named_children()}

@@ -11,8 +11,8 @@ from labkit import plots
 from labkit.environment import environment_facts
 from labkit.evidence import NoEvidence
 from labkit.report import COLUMNS, ReportError, build_report, validate_report, write_report
-from labkit.report_page import render, variant_points
-from labkit.repository import VARIANTS
+from labkit.report_page import _lines, render, variant_points
+from labkit.repository import PIPELINE, VARIANTS
 from labkit.workspace import Workspace, write_json
 
 MODEL = b"a model file"
@@ -21,11 +21,12 @@ MEASURED = [name for name in VARIANTS if name != "cifar10_tensorrt"]
 
 
 def row(name: str, accuracy: float = 0.91) -> dict:
-    spec = VARIANTS[name]
+    spec = VARIANTS.get(name, VARIANTS["cifar10_onnx"])
     return {
         "status": "measured",
         "backend": spec.backend,
         "runtime": "stand-in",
+        "engine": "ONNX Runtime 1.24.1",
         "instances": 1,
         "config": f'name: "{name}"',
         "files": dict.fromkeys(spec.artifacts, MODEL_SHA),
@@ -54,6 +55,8 @@ def workspace(tmp_path: Path) -> Workspace:
         "environment": {**environment_facts(), "cpu": "the CPU that served"},
     }
     workspace.save_json("query.json", query, made_by="06_serve")
+    pipeline = {"variants": {PIPELINE: row(PIPELINE)}, "same_answers": {"n": 10_000}}
+    workspace.save_json("pipeline.json", pipeline, made_by="10_pipeline")
     configure = {"findings": [], "diagnosed": ["a <b>finding</b>"], "models": {"cifar10_onnx": "x"}}
     workspace.save_json("configure.json", configure, made_by="05_configure")
     return workspace
@@ -61,10 +64,34 @@ def workspace(tmp_path: Path) -> Workspace:
 
 def test_a_row_for_every_variant_measured_or_explained(workspace: Workspace) -> None:
     report = build_report(workspace)
-    assert [entry["name"] for entry in report["variants"]] == list(VARIANTS)
+    assert [entry["name"] for entry in report["variants"]] == [*VARIANTS, PIPELINE]
     statuses = {entry["name"]: entry["status"] for entry in report["variants"]}
-    assert [name for name, status in statuses.items() if status == "measured"] == MEASURED
-    assert report["variants"][-1]["reason"] == "no NVIDIA GPU here"
+    assert [name for name, status in statuses.items() if status == "measured"] == [
+        *MEASURED,
+        PIPELINE,
+    ]
+    reasons = {entry["name"]: entry.get("reason") for entry in report["variants"]}
+    assert reasons["cifar10_tensorrt"] == "no NVIDIA GPU here"
+
+
+def test_the_pipelines_row_is_evidence_of_its_own_notebook(workspace: Workspace) -> None:
+    entry = build_report(workspace)["variants"][-1]
+    assert {cell["evidence"]["file"] for cell in entry["cells"].values() if "value" in cell} == {
+        "pipeline.json"
+    }
+    workspace.path("model.onnx").write_bytes(b"another model")
+    workspace.record("model.onnx", made_by="03_export")
+    reason = build_report(workspace)["variants"][-1]["reason"]
+    assert "run 10_pipeline again" in reason
+    workspace.path("pipeline.json").unlink()
+    assert build_report(workspace)["variants"][-1]["status"] == "not measured"
+
+
+def test_a_table_of_records_is_a_line_each() -> None:
+    requests = {"photo": {"bytes": 921_752, "n": 40}, "tensor": {"bytes": 12_436, "n": 41}}
+    assert _lines(requests) == ["photo: bytes: 921,752, n: 40", "tensor: bytes: 12,436, n: 41"]
+    assert _lines({"queue": 0.5, "compute": 1}) == ["queue: 0.5, compute: 1"]
+    assert _lines({}) == [""]
 
 
 def test_an_empty_run_makes_no_mark_at_all(tmp_path: Path) -> None:
@@ -91,6 +118,9 @@ def test_a_slow_machine_has_no_p95_and_a_report_all_the_same(workspace: Workspac
     for entry in query["variants"].values():
         entry.get("latency_ms", {}).update(p95=None, n=14)
     workspace.save_json("query.json", query, made_by="06_serve")
+    pipeline = workspace.load_json("pipeline.json")
+    pipeline["variants"][PIPELINE]["latency_ms"].update(p95=None, n=14)
+    workspace.save_json("pipeline.json", pipeline, made_by="10_pipeline")
     report = build_report(workspace)
     points = variant_points(report)
     measured = [row["name"] for row in report["variants"] if row["status"] == "measured"]
@@ -112,8 +142,8 @@ def test_the_schema_refuses_a_mark_without_evidence(workspace: Workspace) -> Non
     for forge in (
         lambda r: r["variants"][0]["cells"]["accuracy"].pop("evidence"),
         lambda r: r["variants"][0]["cells"].pop("accuracy"),
-        lambda r: r["variants"][-1].update(status="measured"),
-        lambda r: r["variants"][-1].pop("reason"),
+        lambda r: r["variants"][-2].update(status="measured"),
+        lambda r: r["variants"][-2].pop("reason"),
         lambda r: r["claims"][-1].update(status="measured", value=1, holds=True),
         lambda r: r["claims"][0]["evidence"].update(sha256="1234"),
         lambda r: r.pop("environment"),
@@ -140,7 +170,8 @@ def test_changed_evidence_makes_no_report(workspace: Workspace) -> None:
     write_json(workspace.path("query.json"), query)  # by hand, not through save_json
     with pytest.raises(NoEvidence, match="was changed"):
         validate_report(report, workspace)
-    assert {entry["status"] for entry in build_report(workspace)["variants"]} == {"not measured"}
+    rows = build_report(workspace)["variants"][:-1]  # without the pipeline: evidence of its own
+    assert {entry["status"] for entry in rows} == {"not measured"}
 
 
 def test_a_model_that_was_made_anew_is_not_measured_any_more(workspace: Workspace) -> None:

@@ -4,11 +4,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lesson import export_files, network, quantizers
 from torch import nn
 
 from labkit import export
-from labkit.model import CifarNet
-from labkit.quantize import quantize_onnx, quantize_torchscript
 from labkit.runtime import Floats, cpu_features, load_runner, probe_images
 from labkit.saturation import SaturationError, layer_operands, run_without_vnni
 
@@ -28,8 +27,8 @@ def images() -> Floats:
 def int8(images: Floats, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("model")
-    export.export_onnx(CifarNet(widths=(8, 16, 16)).eval(), folder / "fp32.onnx")
-    quantize_onnx(folder / "fp32.onnx", images, folder / "int8.onnx")
+    export_files(network().eval(), folder, "onnx")
+    quantizers(folder).quantize_onnx(folder / "model.onnx", images, folder / "int8.onnx")
     return folder / "int8.onnx"
 
 
@@ -50,6 +49,8 @@ def test_operands_are_what_the_convolution_multiplies(int8: Path, images: Floats
     tensors = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
     scales = [tensors[maker[name].input[1]] for name in conv.input[:2]]
     bias = maker[conv.input[2]]
+    while bias.op_type == "Identity":  # layers with equal biases share one
+        bias = maker[bias.input[0]]
     offsets = tensors[bias.input[0]] * tensors[bias.input[1]]
     conv.output[0], former = "seen", conv.output[0]
     for node in model.graph.node:
@@ -82,17 +83,22 @@ def test_a_layer_that_is_not_quantized_is_refused(int8: Path, images: Floats, mo
 
 @x86
 def test_without_vnni_full_range_saturates_and_reduced_range_does_not(tmp_path: Path) -> None:
-    """White pixels and the largest weights: of three products, two share 16 bits."""
+    """White pixels and the largest weights: two products share 16 bits, and do not fit."""
     worst = nn.Sequential(nn.Conv2d(3, 1, 3, bias=False), nn.Flatten()).eval().requires_grad_(False)
     nn.init.ones_(worst[0].weight)
     white = np.ones((2, 3, 32, 32), np.float32)
+    page = quantizers(tmp_path)
     paths = [tmp_path / "full.pt", tmp_path / "reduced.pt"]
     for path, reduce in zip(paths, (False, True), strict=True):
-        module = quantize_torchscript(worst, white, reduce_range=reduce, keep_float=())
+        module = page.quantize_torchscript(worst, white, reduce_range=reduce, keep_float=())
         export.save_torchscript(module, path)
     full, reduced = run_without_vnni(paths, white)
     np.testing.assert_allclose(reduced, 27, rtol=0.01)
-    np.testing.assert_allclose(full, 9 * (32_767 + 255 * 127) / (255 * 127), rtol=0.02)
+    # Which products share 16 bits is the kernel's choice: of each position's three channels two, or
+    # of all 27 products each with the next.
+    one = 255 * 127
+    sums = (9 * (32_767 + one) / one, (13 * 32_767 + one) / one)
+    assert any(np.allclose(full, expected, rtol=0.02) for expected in sums), full[0, 0]
     if cpu_features() & {"avx512_vnni", "avx_vnni"}:
         np.testing.assert_allclose(load_runner(paths[0])(white), 27, rtol=0.01)
 

@@ -7,8 +7,8 @@ from labkit.server import log
 HEAD = "1123 01:15:32.376892 8042"
 LOG = (
     f'I{HEAD} model_lifecycle.cc:472] "loading: good:1"\n'
-    f"E{HEAD} model_lifecycle.cc:642] \"failed to load 'bad' version 1: Internal: ConfigError: "
-    "model 'bad': got 3, expected 4\\n\\nAt:\\n  engine.py(45): load\\n\"\n"
+    f"E{HEAD} model_lifecycle.cc:642] \"failed to load 'bad' version 1: Internal: Invalid "
+    "argument: model 'bad': got 3, expected 4\\n\"\n"
     f"E{HEAD} model_lifecycle.cc:642] \"failed to load 'odd' version 2: Internal: RuntimeError: "
     'two\\nlines\\n\\nAt:\\n  engine.py(9): run\\n"\n'
     f"E{HEAD} model_repository_manager.cc:1460] \"Poll failed for model directory 'typo': failed "
@@ -25,13 +25,13 @@ LOG = (
 def test_names_the_models_that_failed_and_why() -> None:
     failures = log.failed_models(LOG)
     assert list(failures) == ["bad", "odd", "typo"]
-    assert failures["bad"] == "model 'bad': got 3, expected 4"
+    assert failures["bad"] == "Invalid argument: model 'bad': got 3, expected 4"
     assert failures["odd"].startswith("Internal: RuntimeError: two\nlines\n\nAt:\n")
     assert failures["typo"] == "failed to read text proto"
 
 
 def test_a_refused_warm_up_is_a_failed_model_even_if_the_server_crashed() -> None:
-    text = f'I{HEAD} x.cc:1] "loading"\nrequest refused: warm: ids out of range: 99\n'
+    text = f'I{HEAD} x.cc:1] "loading"\nwarm: request failed: ids out of range: 99\n'
     assert log.failed_models(text) == {"warm": "its warm-up failed: ids out of range: 99"}
 
 

@@ -1,7 +1,6 @@
 """Ports, the container's command, finding the wheel, and the supervisor, without a Triton."""
 
 import contextlib
-import importlib.metadata
 import json
 import os
 import socket
@@ -18,14 +17,16 @@ from labkit.server import (
     ServerError,
     TritonNotFound,
     TritonServer,
+    choose_runtime,
     container,
-    find,
+    engine_of,
     find_triton,
     ports,
     run_folder,
     runtime_of,
     supervisor,
 )
+from labkit.server.engine import own_precision, two_onnxruntimes
 
 ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="the wheel's binary is for Linux")
 
@@ -134,36 +135,16 @@ def test_without_an_engine_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch)
         container.require_engine()
 
 
-def test_without_the_wheel_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(name: str) -> None:
-        raise importlib.metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(importlib.metadata, "distribution", missing)
-    assert find_triton() is None
-    with pytest.raises(TritonNotFound, match=r"not installed.*make env.*runtime='container'"):
-        find.require_triton()
-
-
-def test_a_damaged_or_unfitting_wheel_says_so(tmp_path: Path) -> None:
+def test_a_binary_that_is_not_whole_says_so(tmp_path: Path) -> None:
     binary = find_triton()
     if binary is None:
-        pytest.skip("the wheel is not installed")
+        pytest.skip("the server is not in the cache")
     assert binary.problem is None
     assert "pytriton" not in sys.modules
     absent = tmp_path / "absent"
-    assert "install the wheel again" in str(replace(binary, executable=absent).problem)
-    stub = binary.stub.parents[1] / "3.99" / binary.stub.name
-    assert "use Python 3.11 or 3.12" in str(replace(binary, stub=stub).problem)
+    assert "labkit triton fetch" in str(replace(binary, executable=absent).problem)
+    assert "labkit triton build" in str(replace(binary, stub=absent).problem)
     assert "apt-get install libpython3." in str(replace(binary, libpython=None).problem)
-
-
-@pytest.mark.parametrize("name", ["two words", "$(touch owned)", "a;b"])
-def test_a_model_name_that_a_shell_would_read_is_refused(name: str, tmp_path: Path) -> None:
-    (tmp_path / name).mkdir()
-    (tmp_path / "plain").mkdir()
-    with pytest.raises(ServerError, match="expected letters, digits"):
-        TritonServer(tmp_path).start()
-    assert TritonServer(tmp_path, models=["plain"])._model_folders() == [tmp_path / "plain"]
 
 
 def test_the_run_folder_never_needs_quotes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,6 +165,45 @@ def test_runtime_of_a_configuration() -> None:
     assert runtime_of({"backend": "onnxruntime", "runtime": "model.py"}) == "stand-in"
     assert runtime_of({"backend": "onnxruntime", "runtime": ""}) == "native"
     assert runtime_of({"backend": "onnxruntime"}) == "native"
+    assert runtime_of({"backend": "python", "runtime": "model.py"}) == "python"
+
+
+def test_the_engine_is_named_with_the_version_that_computes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    installed = {"onnxruntime": "1.99", "openvino": "2026.9", "torch": "2.99"}
+    monkeypatch.setattr("importlib.metadata.version", installed.__getitem__)
+    assert engine_of("onnxruntime", "stand-in") == "ONNX Runtime 1.99"
+    assert engine_of("onnxruntime", "native") == "ONNX Runtime 1.24.1", "built in"
+    monkeypatch.setattr("labkit.server.engine.own_precision", lambda: "bf16")
+    assert engine_of("openvino", "native") == "OpenVINO 2026.9, float layers in bf16"
+    assert engine_of("pytorch", "stand-in") == "PyTorch 2.99"
+    assert engine_of("tensorrt", "container") == "tensorrt of the official image"
+
+
+def test_openvinos_own_precision_is_what_a_model_gets_that_asks_for_none(tmp_path: Path) -> None:
+    import openvino
+
+    x = openvino.opset13.parameter([1], openvino.Type.f32)
+    compiled = openvino.Core().compile_model(openvino.Model([openvino.opset13.relu(x)], [x]), "CPU")
+    hint = compiled.get_property("INFERENCE_PRECISION_HINT")
+    assert own_precision() == hint.get_type_name()
+    assert own_precision() in ("f32", "bf16", "f16")
+
+
+def test_native_is_chosen_where_served_and_in_process_are_one_engine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("LABKIT_RUNTIME", raising=False)
+    monkeypatch.setattr("labkit.server.server.built_backends", lambda: tmp_path)
+    monkeypatch.setattr("labkit.server.server.unsupported", lambda: "")
+    chosen = {}
+    for version in ("1.24.1", "1.32.0"):
+        monkeypatch.setattr("importlib.metadata.version", lambda name, version=version: version)
+        chosen[version] = choose_runtime()
+    assert chosen == {"1.24.1": "native", "1.32.0": "stand-in"}
+    assert "pip install onnxruntime==1.24.1" in two_onnxruntimes()
+    assert choose_runtime("native") == "native", "who asks for it gets it"
 
 
 def test_only_folders_whose_owners_are_gone_are_removed(
@@ -226,13 +246,16 @@ def test_the_supervisor_kills_a_server_that_ignores_it_and_its_children(tmp_path
         "remove_command": [],
     }
     with subprocess.Popen(
-        [sys.executable, "-I", supervisor.__file__, json.dumps(job)],
+        [sys.executable, "-I", supervisor.__file__],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         pass_fds=[lock_fd],
     ) as process:
         os.close(lock_fd)
-        assert process.stdout is not None
+        assert process.stdin is not None and process.stdout is not None
+        with process.stdin as told:
+            json.dump(job, told)
         server_pid = int(process.stdout.readline())
         deadline = time.monotonic() + 20
         while not (tmp_path / "log").read_text().strip() and time.monotonic() < deadline:

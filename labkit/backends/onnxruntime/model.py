@@ -11,3 +11,10 @@ class TritonPythonModel(StandIn):
         from labkit.backends.onnxruntime.engine import load
 
         return load(settings)
+
+    @staticmethod
+    def complete(settings):
+        """Return what the native backend adds to a configuration without inputs or outputs."""
+        from labkit.backends.onnxruntime.engine import completed
+
+        return completed(settings)

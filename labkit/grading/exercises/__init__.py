@@ -1,12 +1,17 @@
-"""The sixteen exercises: hidden inputs, oracles, and the exchange with the sandbox.
+"""The exercises: hidden inputs, oracles, and the exchange with a student's kernel.
 
-`make_request` writes what `labkit/grading/probes/call_exercises.py` is to call in the sandbox,
-`read_answers` reads what it left behind, `judge_exercises` holds the answers against oracles that
-never enter the sandbox and share no code with a solution.
+`ask_exercises` calls a notebook's functions where they were written, `measure_exercises` holds the
+answers against oracles that never enter a sandbox and share no code with a solution.
 """
 
-from labkit.grading.exercises.catalogue import EXERCISES, exercise_inputs
-from labkit.grading.exercises.exchange import make_request, read_answers
-from labkit.grading.exercises.judge import judge_exercises
+from labkit.grading.exercises.answers import measure_exercises
+from labkit.grading.exercises.ask import ask_exercises, keep_answers, read_answers
+from labkit.grading.exercises.catalogue import EXERCISES
 
-__all__ = ["EXERCISES", "exercise_inputs", "judge_exercises", "make_request", "read_answers"]
+__all__ = [
+    "EXERCISES",
+    "ask_exercises",
+    "keep_answers",
+    "measure_exercises",
+    "read_answers",
+]

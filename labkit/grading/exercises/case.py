@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-Judge = Callable[[Any], bool]
+Oracle = Callable[[Any], bool]
 
 MAX_MAGNITUDE = 1e12  # no exercise has an answer near it
 
@@ -31,7 +31,7 @@ class Case:
 
     label: str
     arguments: list[Any]
-    right: Judge
+    right: Oracle
     probe: Any = None
 
 
@@ -67,7 +67,7 @@ def numbers(answer: Any, shape: tuple[int, ...]) -> np.ndarray | None:
     return np.array(values, dtype=np.float64).reshape(shape)
 
 
-def close(expected: Any, relative: float = 1e-5, absolute: float = 1e-7) -> Judge:
+def close(expected: Any, relative: float = 1e-5, absolute: float = 1e-7) -> Oracle:
     """Accept numbers of the same shape that are near enough."""
     wanted = np.asarray(expected, dtype=np.float64)
 
@@ -78,18 +78,18 @@ def close(expected: Any, relative: float = 1e-5, absolute: float = 1e-7) -> Judg
     return right
 
 
-def each(*judges: Judge) -> Judge:
-    """Accept a list or tuple with one right answer for each judge, in order."""
+def each(*oracles: Oracle) -> Oracle:
+    """Accept a list or tuple with one right answer for each oracle, in order."""
 
     def right(answer: Any) -> bool:
-        if not isinstance(answer, list) or len(answer) != len(judges):
+        if not isinstance(answer, list) or len(answer) != len(oracles):
             return False
-        return all(judge(part) for judge, part in zip(judges, answer, strict=True))
+        return all(oracle(part) for oracle, part in zip(oracles, answer, strict=True))
 
     return right
 
 
-def equals(expected: Any) -> Judge:
+def equals(expected: Any) -> Oracle:
     """Accept what equals a text, None, or a list."""
 
     def right(answer: Any) -> bool:

@@ -2,15 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from labkit.grading.exercises import data_and_training as data
-from labkit.grading.exercises import models, serving
+from labkit.grading.exercises import models, pipeline, serving
 from labkit.grading.exercises import tuning_and_report as tuning
 from labkit.grading.exercises.case import Case
 
 CALL_S = 10.0  # longest time of one call; a solution takes milliseconds
 LONG_CALL_S = 20.0  # where an export or a server is part of it
+OWN_SERVER_S = 60.0  # where the call starts a server: a second or two, more on a busy machine
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,9 @@ class Exercise:
         stage: The notebook.
         function: The function that the student writes.
         cases: Seed → hidden cases.
-        given: Variables of the notebook that a solution may use beside imports and definitions.
+        given: Variables of the notebook that are set anew: they lead to the grader's server.
         asks: What happens beside the call: `value`: nothing; `onnx`: a file is written and looked
-            into; `requests`: the server counts its requests. Other than for `value`, each case is
-            called in a process of its own.
+            into; `requests`: the server counts its requests.
         needs_server: Whether a running Triton is asked.
         limit_s: Longest time of one call.
     """
@@ -49,16 +48,15 @@ CATALOGUE = (
     Exercise(
         "ex-03-batch",
         "03_export",
-        "export_any_batch",
-        models.batch_cases,
-        given=("example",),
+        "export_for_bytes",
+        models.bytes_cases,
         asks="onnx",
         limit_s=LONG_CALL_S,
     ),
-    Exercise("ex-04-quantize", "04_quantize", "fake_quantize", data.quantize_cases),
+    Exercise("ex-04-conv", "04_quantize", "integer_conv", data.conv_cases),
     Exercise("ex-04-pairs", "04_quantize", "pair_sums", data.pairs_cases),
     Exercise("ex-05-repair", "05_configure", "repair", serving.repair_cases),
-    Exercise("ex-05-split", "05_configure", "best_split", serving.cores_cases),
+    Exercise("ex-05-names", "05_configure", "argument_positions", serving.names_cases),
     Exercise(  # without `server`, whose attributes are the answers
         "ex-06-endpoint",
         "06_serve",
@@ -77,28 +75,19 @@ CATALOGUE = (
         needs_server=True,
         limit_s=LONG_CALL_S,
     ),
-    Exercise("ex-07-little", "07_tune", "little", tuning.little_cases),
+    Exercise("ex-07-stats", "07_tune", "bottleneck", tuning.stats_cases),
+    Exercise("ex-07-open-loop", "07_tune", "open_loop", tuning.open_loop_cases),
     Exercise("ex-07-choose", "07_tune", "choose", tuning.choose_cases),
+    Exercise(
+        "ex-10-execute",
+        "10_pipeline",
+        "channel_means",
+        pipeline.execute_cases,
+        limit_s=OWN_SERVER_S,
+    ),
+    Exercise("ex-10-ensemble", "10_pipeline", "chain", pipeline.chain_cases),
     Exercise("ex-08-front", "08_report", "front", tuning.front_cases),
-    Exercise("ex-08-error", "08_report", "standard_error", tuning.error_cases),
+    Exercise("ex-08-paired", "08_report", "mcnemar", tuning.paired_cases),
 )
 
 EXERCISES: dict[str, str] = {exercise.id: exercise.stage for exercise in CATALOGUE}
-
-
-def exercise_inputs(seed: int) -> dict[str, list[dict[str, Any]]]:
-    """Return the hidden inputs of every exercise, JSON-able, without anything of the answers.
-
-    Args:
-        seed: ≥ 0; equal seeds give equal inputs.
-
-    Returns:
-        Exercise id → a `{"arguments": …}` for each case; with `probe`, for an exercise that writes
-        a file, what is asked of the file.
-    """
-    return {exercise.id: [_inputs(case) for case in exercise.cases(seed)] for exercise in CATALOGUE}
-
-
-def _inputs(case: Case) -> dict[str, Any]:
-    inputs = {"arguments": case.arguments}
-    return inputs if case.probe is None else {**inputs, "probe": case.probe}

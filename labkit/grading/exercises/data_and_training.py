@@ -55,8 +55,8 @@ def statistics_cases(seed: int) -> list[Case]:
     for label, images in inputs.items():
         exact = images.astype(np.float64)
         mean, deviation = exact.mean(axis=(0, 2, 3)), exact.std(axis=(0, 2, 3))
-        judge = each(*(close(v, 0, STATISTICS_TOLERANCE) for v in (mean, deviation)))
-        cases.append(Case(label, [array(images)], judge))
+        oracle = each(*(close(v, 0, STATISTICS_TOLERANCE) for v in (mean, deviation)))
+        cases.append(Case(label, [array(images)], oracle))
     return cases
 
 
@@ -108,25 +108,53 @@ def recalls_cases(seed: int) -> list[Case]:
     ]
 
 
-def quantize_cases(seed: int) -> list[Case]:
-    """`fake_quantize(x, scale, zero)`: to bytes and back."""
-    rng = generator(seed, "ex-04-quantize")
+def conv_cases(seed: int) -> list[Case]:
+    """`integer_conv(x, weight, bias, …)`: the bytes of a quantized convolution."""
+    rng = generator(seed, "ex-04-conv")
 
-    def case(label: str, shape: tuple[int, ...], ends: tuple[int, int], zero: int) -> Case:
-        scale = float(rng.uniform(0.004, 0.2))
-        steps = rng.integers(ends[0] - zero, ends[1] + 1 - zero, shape)
-        between = rng.uniform(-0.4, 0.4, shape)  # never half-way: conventions differ there
-        x = ((steps + between) * scale).astype(np.float32)
-        wanted = scale * (np.clip(steps + zero, 0, 255) - zero)
-        return Case(label, [array(x), scale, zero], close(wanted, 0, 1e-3 * scale))
+    def case(
+        label: str,
+        shape: tuple[int, ...] = (2, 3, 7, 6),
+        kernel: tuple[int, ...] = (4, 3, 3, 3),
+        y_scale: float = 0.08,
+        zeros: tuple[int, int] = (120, 110),
+        near: int = 120,  # how far x and the weights reach from their zeros
+    ) -> Case:
+        x_zero, y_zero = zeros
+        low, high = max(0, x_zero - near), min(255, x_zero + near)
+        x = rng.integers(low, high + 1, shape).astype(np.uint8)
+        reach = min(near, 63)
+        weight = rng.integers(-reach, reach + 1, kernel).astype(np.int8)
+        bias = rng.integers(-20 * near, 20 * near, kernel[0]).astype(np.int32)
+        # Powers of two: a multiplier in float32 and one in float64 then round the same.
+        w_scale = 2.0 ** rng.integers(-8, -4, kernel[0])
+        sums = _sums(x.astype(np.int64) - x_zero, weight.astype(np.int64)) + bias[:, None, None]
+        exact = sums * (0.25 * w_scale / np.float32(y_scale))[:, None, None]
+        wanted = np.clip(np.rint(exact) + y_zero, 0, 255)
+        scales = array(w_scale.astype(np.float32))
+        given = [array(x), array(weight), array(bias), 0.25, x_zero, scales, y_scale, y_zero]
+        return Case(label, given, close(wanted, 0, 0.1))
 
     return [
-        case("a row of values lies inside the range", (40,), (5, 250), int(rng.integers(90, 160))),
-        case("x has four axes", (2, 3, 4, 5), (5, 250), int(rng.integers(90, 160))),
-        case("values lie beyond both ends", (6, 20), (-300, 600), int(rng.integers(30, 200))),
-        case("the zero point is 0", (50,), (-60, 300), 0),
-        case("the zero point is 255", (50,), (-60, 300), 255),
+        case("the layer is ordinary", y_scale=4.0),
+        case("the kernel is 1 × 1", kernel=(5, 3, 1, 1), y_scale=1.0),
+        case("the kernel is wider than high", kernel=(3, 3, 2, 4), y_scale=4.0),
+        case("the zero points are far from the middle", zeros=(7, 250), y_scale=8.0),
+        case("many values lie half-way", y_scale=2.0**-5, near=2),
+        case("values lie beyond both ends", y_scale=2.0**-6),
     ]
+
+
+def _sums(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Convolve (N, C, H, W) with (O, C, h, w), place by place."""
+    height, width = weight.shape[2:]
+    rows, columns = x.shape[2] - height + 1, x.shape[3] - width + 1
+    result = np.zeros((len(x), len(weight), rows, columns), dtype=np.int64)
+    for row in range(height):
+        for column in range(width):
+            part = x[:, :, row : row + rows, column : column + columns]
+            result += np.einsum("nchw,oc->nohw", part, weight[:, :, row, column])
+    return result
 
 
 def pairs_cases(seed: int) -> list[Case]:

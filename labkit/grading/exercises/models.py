@@ -1,13 +1,15 @@
 """Hidden cases for the exercises of notebook 03: layers and exported files."""
 
+import math
 from typing import Any
 
 import numpy as np
 
-from labkit.grading.exercises.case import Case, Judge, array, close, each, generator
+from labkit.grading.exercises.case import Case, Oracle, array, close, each, generator
 
 CLASSES = 10
-PIXELS = 3 * 32 * 32
+SHAPE = (3, 32, 32)
+PIXELS = math.prod(SHAPE)
 LOGIT_TOLERANCE = 1e-3  # float32 sums over 3,072 pixels, in another order
 
 
@@ -41,12 +43,12 @@ def fold_cases(seed: int) -> list[Case]:
         }
         exact = {name: values.astype(np.float64) for name, values in norm.items()}
         scale = exact["weight"] / np.sqrt(exact["running_var"] + eps)
-        judge = each(
+        oracle = each(
             close(filters * scale[:, None, None, None], 1e-3, 1e-4),
             close(exact["bias"] - exact["running_mean"] * scale, 1e-3, 1e-4),
         )
         arrays = {name: array(values) for name, values in norm.items()}
-        return Case(label, [{"$conv": array(filters)}, {"$norm": arrays, "eps": eps}], judge)
+        return Case(label, [{"$conv": array(filters)}, {"$norm": arrays, "eps": eps}], oracle)
 
     return [
         case("the layers are ordinary", (6, 4, 3, 3), 1e-5),
@@ -57,44 +59,46 @@ def fold_cases(seed: int) -> list[Case]:
     ]
 
 
-def batch_cases(seed: int) -> list[Case]:
-    """`export_any_batch(model, path)`: an ONNX file whose axis 0 is called `batch`."""
+def bytes_cases(seed: int) -> list[Case]:
+    """`export_for_bytes(model, path)`: an ONNX file from bytes to probabilities, of any batch."""
     rng = generator(seed, "ex-03-batch")
 
     def case(label: str, images: int, expect: str) -> Case:
         weight, bias = linear_network(rng)
-        probe = draw_images(rng, images)
+        probe = rng.integers(0, 256, (images, *SHAPE), dtype=np.uint8)
         network = {"$linear": array(weight), "bias": array(bias)}
-        logits = close(linear_logits(probe, weight, bias), 0, LOGIT_TOLERANCE)
-        judge = {"names": _right_names, "axes": _right_axes, "logits": _field("logits", logits)}
+        logits = linear_logits(probe / 255, weight, bias)
+        raised = np.exp(logits - logits.max(axis=1, keepdims=True))
+        answers = _field("logits", close(raised / raised.sum(axis=1, keepdims=True), 0, 1e-4))
+        oracle = {"names": _right_names, "axes": _right_axes}
         # A file that says the right names must also compute: text alone is not an export.
-        right = judge[expect] if expect == "logits" else _both(judge[expect], judge["logits"])
+        right = _both(oracle[expect], answers) if expect in oracle else answers
         return Case(label, [network, {"$path": "model.onnx"}], right, array(probe))
 
     return [
         case("the names of the two tensors are read", 2, "names"),
         case("the name of axis 0 is read", 2, "axes"),
-        case("one image is sent", 1, "logits"),
-        case("7 images are sent", 7, "logits"),
-        case("64 images are sent", 64, "logits"),
+        case("one image is sent", 1, "answers"),
+        case("7 images are sent", 7, "answers"),
+        case("64 images are sent", 64, "answers"),
     ]
 
 
-def _field(name: str, judge: Judge) -> Judge:
-    return lambda answer: isinstance(answer, dict) and judge(answer.get(name))
+def _field(name: str, oracle: Oracle) -> Oracle:
+    return lambda answer: isinstance(answer, dict) and oracle(answer.get(name))
 
 
-def _both(first: Judge, second: Judge) -> Judge:
+def _both(first: Oracle, second: Oracle) -> Oracle:
     return lambda answer: first(answer) and second(answer)
 
 
 def _right_names(answer: Any) -> bool:
-    """Judge the names of a file's tensors."""
+    """Accept the right names of a file's tensors."""
     if not isinstance(answer, dict):
         return False
-    return bool(answer.get("inputs") == ["input"] and answer.get("outputs") == ["logits"])
+    return bool(answer.get("inputs") == ["pixels"] and answer.get("outputs") == ["probabilities"])
 
 
 def _right_axes(answer: Any) -> bool:
-    """Judge the names of axis 0 of a file's tensors."""
+    """Accept the right names of axis 0 of a file's tensors."""
     return isinstance(answer, dict) and bool(answer.get("axes") == ["batch", "batch"])

@@ -1,6 +1,5 @@
 """Hidden cases for the exercises of notebooks 05 and 06: configurations, and a running server."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,7 +7,7 @@ import numpy as np
 from tritonclient.grpc import model_config_pb2 as pb
 
 from labkit.data import CLASSES
-from labkit.grading.exercises.case import Case, Judge, array, close, equals, generator
+from labkit.grading.exercises.case import Case, Oracle, array, close, equals, generator
 from labkit.grading.exercises.models import (
     LOGIT_TOLERANCE,
     draw_images,
@@ -21,31 +20,50 @@ MAX_TEXT = 65_536  # characters of a config.pbtxt; a real one has some 600
 
 
 def repair_cases(seed: int) -> list[Case]:
-    """`repair(text)`: right dims for `cifar10_onnx`, and every other setting as it was."""
+    """`repair(text, shapes)`: dims and `max_batch_size` as the file has its axes, the rest kept."""
     rng = generator(seed, "ex-05-repair")
     spec = VARIANTS["cifar10_onnx"]
+    shape, logits = [3, 32, 32], [len(CLASSES)]
 
-    def case(label: str, inputs: Sequence[int], outputs: Sequence[int], **settings: Any) -> Case:
-        right = to_config(replace(spec, **settings))
+    def case(
+        label: str, right: pb.ModelConfig, shapes: dict[str, list[Any]], **mistakes: Any
+    ) -> Case:
+        """Spoil a right configuration: other dims, and other settings where they are given."""
         mistaken = pb.ModelConfig()
         mistaken.CopyFrom(right)
-        mistaken.input[0].dims[:] = inputs
-        mistaken.output[0].dims[:] = outputs
-        return Case(label, [to_text(mistaken)], _same_config(right))
+        mistaken.input[0].dims[:] = mistakes.get("inputs", [1, *shape])
+        mistaken.output[0].dims[:] = mistakes.get("outputs", [1, *logits])
+        if "max_batch_size" in mistakes:
+            mistaken.max_batch_size = mistakes["max_batch_size"]
+            mistaken.dynamic_batching.SetInParent()
+        return Case(label, [to_text(mistaken), shapes], _same_config(right))
 
-    some = int(rng.integers(3, 9))
-    delay = int(rng.integers(100, 900))
+    def sized(**settings: Any) -> pb.ModelConfig:
+        return to_config(replace(spec, **settings))
+
+    some, fixed = int(rng.integers(3, 9)), int(rng.integers(2, 17))
+    free: dict[str, list[Any]] = {"input": ["batch", *shape], "logits": ["batch", *logits]}
+    unbatched = sized(max_batch_size=0, dynamic_batching=False)
+    alone, sizes = sized(max_batch_size=0, dynamic_batching=False), sized(instances=some)
+    alone.input[0].dims[:], alone.output[0].dims[:] = [fixed, *shape], [fixed, *logits]
+    half_free: dict[str, list[Any]] = {"input": ["N", *shape], "logits": [fixed, *logits]}
+    half = sized(max_batch_size=0, dynamic_batching=False)
+    half.output[0].dims[:] = [fixed, *logits]
+    sizes.input[0].dims[:] = [3, -1, -1]
+    any_size: dict[str, list[Any]] = {"input": ["n", 3, "h", "w"], "logits": ["n", *logits]}
     return [
-        case("the channels come last", [32, 32, 3], [1000], instances=some),
-        case("the batch is among the dims", [1, 3, 32, 32], [1, len(CLASSES)]),
-        case("the image has one channel", [1, 32, 32], [100], max_batch_size=8 * some),
-        case("the image is large", [3, 224, 224], [1000], max_queue_delay_us=delay, threads=some),
-        case("the image is flat", [3072], [1], dynamic_batching=False, instances=some),
-    ]
+        case("the batch is among the dims", sized(instances=some), free),
+        case("the channels come last", sized(threads=some), free, inputs=[32, 32, 3]),
+        case("max_batch_size is 0, and the dims lack an axis", unbatched, free, inputs=shape),
+        case("the file's batch axis is fixed", alone,
+             {"input": [fixed, *shape], "logits": [fixed, *logits]}, max_batch_size=8 * some),
+        case("only one tensor's batch axis is fixed", half, half_free, max_batch_size=some),
+        case("height and width are free", sizes, any_size, inputs=[1, 3, 224, 224]),
+    ]  # fmt: skip
 
 
-def _same_config(right: pb.ModelConfig) -> Judge:
-    def judge(answer: Any) -> bool:
+def _same_config(right: pb.ModelConfig) -> Oracle:
+    def oracle(answer: Any) -> bool:
         if not isinstance(answer, str) or len(answer) > MAX_TEXT:
             return False
         try:
@@ -53,23 +71,32 @@ def _same_config(right: pb.ModelConfig) -> Judge:
         except Exception:  # untrusted text: whatever the parser meets in it, it is not right
             return False
 
-    return judge
+    return oracle
 
 
-def cores_cases(seed: int) -> list[Case]:
-    """`best_split(cores)`: every (instances, threads) with instances × threads = cores."""
-    rng = generator(seed, "ex-05-split")
+def names_cases(seed: int) -> list[Case]:
+    """`argument_positions(names, arguments)`: Triton's three rules for TorchScript's inputs."""
+    rng = generator(seed, "ex-05-names")
+    words = [str(word) for word in rng.permutation(["image", "mask", "scale", "text", "state"])]
 
-    def case(label: str, cores: int) -> Case:
-        pairs = [[n, cores // n] for n in range(1, cores + 1) if not cores % n]
-        return Case(label, [cores], equals(pairs))
+    def shuffled(count: int) -> list[int]:
+        order = list(range(count))
+        while order == sorted(order):
+            order = [int(place) for place in rng.permutation(count)]
+        return order
 
+    def case(label: str, names: list[str], positions: list[int]) -> Case:
+        return Case(label, [names, words[: len(names)]], equals(positions))
+
+    three, four, five = shuffled(3), shuffled(4), shuffled(5)
+    mixed = [words[place] for place in three[:2]]
     return [
-        case("there is one core", 1),
-        case("the number of cores is prime", int(rng.choice([5, 7, 11, 13, 17, 19]))),
-        case("the number of cores is even", int(rng.choice([6, 10, 14, 18, 20, 22]))),
-        case("the number of cores is a square", int(rng.choice([9, 16, 25, 36, 49]))),
-        case("there are many cores", int(rng.choice([48, 60, 72, 96, 120]))),
+        case("all names are arguments", [words[place] for place in four], four),
+        case("all names have an index", [f"INPUT__{place}" for place in five], five),
+        case("the indices follow different words", [f"{words[p]}__{p}" for p in three], three),
+        case("one name of three is no argument", [*mixed, "other__0"], [0, 1, 2]),
+        case("no name says anything", ["a", "b", "c", "d"], [0, 1, 2, 3]),
+        case("one underscore is no index", [f"x_{place}" for place in three], [0, 1, 2]),
     ]
 
 
@@ -110,8 +137,8 @@ def split_cases(seed: int) -> list[Case]:
     ]
 
 
-def _all_asked(logits: Judge, count: int, limit: int) -> Judge:
-    """Judge the logits, and by the server's own counters the requests that gave them."""
+def _all_asked(logits: Oracle, count: int, limit: int) -> Oracle:
+    """Accept the logits, and by the server's own counters the requests that gave them."""
 
     def right(answer: Any) -> bool:
         if not isinstance(answer, dict) or not logits(answer.get("value")):

@@ -1,60 +1,165 @@
-"""Hidden cases for the exercises of notebooks 07 and 08: plain numbers and tables."""
+"""Hidden cases for the exercises of notebooks 07 and 08: statistics, load, tables, predictions."""
+
+import heapq
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
-from labkit.grading.exercises.case import Case, close, equals, generator, tuple_of
+from labkit.grading.exercises.case import (
+    Case,
+    Oracle,
+    array,
+    close,
+    each,
+    equals,
+    generator,
+    numbers,
+    tuple_of,
+)
 
 Row = tuple[str, float, float]
-Table = dict[str, tuple[float, float | None]]
+Runs = list[tuple[float, float | None]]  # (images/s, p99 in ms) of each round
+
+PARTS = ("queue", "compute_input", "compute_infer", "compute_output")
+LATE_MS = 200.0  # what a busy machine may add to a latency; the cases differ by three times as much
 
 _WORDS = ("maple", "cedar", "aspen", "birch", "larch", "rowan", "alder", "hazel", "elm", "oak")
 
 
-def little_cases(seed: int) -> list[Case]:
-    """`little(clients, latency_ms)`: requests per second."""
-    rng = generator(seed, "ex-07-little")
+def stats_cases(seed: int) -> list[Case]:
+    """`bottleneck(before, after)`: largest part of the time, its share, images per execution."""
+    rng = generator(seed, "ex-07-stats")
 
-    def case(label: str, clients: int, latency_ms: float) -> Case:
-        wanted = 1000 * clients / latency_ms
-        return Case(label, [clients, latency_ms], close(wanted, relative=1e-6))
+    def reading(images: int, executions: int, ns: Sequence[int]) -> dict[str, Any]:
+        """Write a model's statistics as Triton does."""
+        parts = dict(zip(PARTS, ns, strict=True))
+        counted = {part: {"count": images, "ns": value} for part, value in parts.items()}
+        total = {"count": images, "ns": sum(ns)}
+        return {
+            "name": "net",
+            "version": "1",
+            "inference_count": images,
+            "execution_count": executions,
+            "inference_stats": {"success": total, "fail": {"count": 0, "ns": 0}, **counted},
+            "batch_stats": [],
+        }
 
+    def case(label: str, largest: str, old: Sequence[int], executions: int = 0) -> Case:
+        before = int(rng.integers(50, 500))
+        executions = executions or int(rng.integers(10, 90))
+        images = executions * int(rng.integers(1, 9)) + int(rng.integers(0, executions))
+        spent = [int(ns) for ns in rng.integers(1_000_000, 90_000_000, 4)]
+        spent[PARTS.index(largest)] = int(1.5 * max(spent))
+        earlier = reading(before, before, old)
+        later = [a + b for a, b in zip(old, spent, strict=True)]
+        wanted = (equals(largest), close(max(spent) / sum(spent)), close(images / executions))
+        after = reading(before + images, before + executions, later)
+        return Case(label, [earlier, after], each(*wanted))
+
+    idle = reading(70, 40, [5_000_000] * 4)
+    few = [int(ns) for ns in rng.integers(1_000, 9_000, 4)]
+    misleading = [10**10, 10**7, 10**9, 10**7]  # since the start nearly all was waiting
     return [
-        case("there is one client", 1, float(rng.uniform(3, 40))),
-        case("there are many clients", int(rng.integers(20, 90)), float(rng.uniform(50, 300))),
-        case("the latency is below 1 ms", int(rng.integers(2, 9)), float(rng.uniform(0.2, 0.9))),
-        case("the latency is above 1 s", int(rng.integers(2, 9)), float(rng.uniform(1100, 4000))),
+        case("the requests wait", "queue", few),
+        case("the model takes the time", "compute_infer", few),
+        case("the server had waited before", "compute_infer", misleading),
+        case("answers are copied for long", "compute_output", misleading),
+        case("there was one execution", "compute_input", few, executions=1),
+        Case("nothing was executed", [idle, idle], each(equals(None), close(0.0), close(0.0))),
     ]
+
+
+def open_loop_cases(seed: int) -> list[Case]:
+    """`open_loop(send, due_s)`: latency in ms of each request, from when it was due.
+
+    `send` stands for a service whose instances compute a request each and take the next one in the
+    order of arrival; so what each request meets is known beforehand.
+    """
+    rng = generator(seed, "ex-07-open-loop")
+
+    def case(label: str, due_s: np.ndarray, durations_s: np.ndarray, instances: int = 1) -> Case:
+        free = [0.0] * instances  # when each instance is free again
+        wanted_ms = []
+        for due, duration in zip(due_s, durations_s, strict=True):
+            begin = max(due, heapq.heappop(free), 0.0)  # nothing is sent before the call
+            heapq.heappush(free, begin + duration)
+            wanted_ms.append(1e3 * (begin + duration - due))
+        service = {"$service": durations_s.tolist(), "instances": instances}
+        return Case(label, [service, array(due_s)], _near(wanted_ms))
+
+    def arrivals(count: int, seconds: float) -> np.ndarray:
+        return np.sort(rng.uniform(0, seconds, count))
+
+    stalled = np.full(80, 0.002)
+    stalled[int(rng.integers(15, 25))] = 0.9
+    past = np.concatenate([[-0.8, -0.7, -0.6], arrivals(10, 0.4)])
+    return [
+        case("the service is fast", arrivals(60, 0.9), np.full(60, 0.003)),
+        case("the service stalls once", arrivals(80, 1.2), stalled),
+        case("requests are under way together", arrivals(20, 0.2), np.full(20, 0.6), 32),
+        case("the moment of some has passed already", past, np.full(13, 0.002)),
+    ]
+
+
+def _near(wanted_ms: Sequence[float]) -> Oracle:
+    """Accept times that a busy machine may lengthen a little, for nearly all requests."""
+
+    def right(answer: Any) -> bool:
+        values = numbers(answer, (len(wanted_ms),))
+        if values is None:
+            return False
+        late = values - np.array(wanted_ms)
+        return bool(np.mean((late > -20) & (late < LATE_MS)) >= 0.9)
+
+    return right
 
 
 def choose_cases(seed: int) -> list[Case]:
-    """`choose(table, limit_ms)`: the fastest of those whose p99 is known and at most the limit."""
+    """`choose(rounds, limit_ms)`: the fastest that keeps the limit, and its least lead."""
     rng = generator(seed, "ex-07-choose")
     names = [str(word) for word in rng.permutation(_WORDS)]
     limit = float(rng.integers(30, 90))
-    rates = [
-        float(rate) for rate in rng.permutation(np.arange(200, 1200, 100) + rng.uniform(0, 90))
-    ]
-    below = [float(rng.uniform(0.2, 0.9) * limit) for _ in names]
 
-    def case(label: str, table: Table) -> Case:
-        allowed = {n: rate for n, (rate, p99) in table.items() if p99 is not None and p99 <= limit}
-        wanted = max(allowed, key=lambda name: allowed[name]) if allowed else None
-        rows = {name: tuple_of(*row) for name, row in table.items()}
-        return Case(label, [rows, limit], equals(wanted))
+    def runs(middle: float, p99: float | None = None, spread: float = 0.02) -> Runs:
+        """Draw three rounds, all within the limit where no p99 is given."""
+        rates = middle * rng.uniform(1 - spread, 1 + spread, 3)
+        waits = [float(rng.uniform(0.2, 0.9) * limit) for _ in rates]
+        if p99 is not None:
+            waits[int(rng.integers(3))] = p99
+        return [(float(rate), wait) for rate, wait in zip(rates, waits, strict=True)]
 
-    plain: Table = {n: (r, p) for n, r, p in zip(names, rates, below, strict=True)}
-    fastest = max(plain, key=lambda name: plain[name][0])
-    slow: Table = {
-        name: (rate, limit * 1.2) for name, (rate, _) in plain.items() if name != fastest
-    }
+    def case(label: str, table: dict[str, Runs]) -> Case:
+        kept = [n for n, own in table.items() if all(p is not None and p <= limit for _, p in own)]
+        order = sorted(kept, key=lambda name: -np.median([rate for rate, _ in table[name]]))
+        first, least = order[0] if order else None, None
+        if len(order) > 1:
+            pairs = zip(table[order[0]], table[order[1]], strict=True)
+            least = min(one / two for (one, _), (two, _) in pairs)
+        rows = {name: [tuple_of(*run) for run in own] for name, own in table.items()}
+        right = each(equals(first), equals(None) if least is None else close(least))
+        return Case(label, [rows, limit], right)
+
+    steps = [float(rate) for rate in rng.permutation(np.arange(200, 1200, 100))]
+    plain = {name: runs(rate) for name, rate in zip(names, steps, strict=True)}
+    ahead = names[0]
+    wavering: Runs = [
+        (2_000.0, 1.0),
+        (300.0, 1.0),
+        (2_100.0, 1.0),
+    ]  # the greatest median, one bad round
+    missing: Runs = [(9_000.0, 1.0), (9_000.0, None), (9_000.0, 1.0)]
+    slow = {name: runs(rate, limit * 1.2) for name, rate in zip(names[1:], steps[1:], strict=True)}
     return [
-        case("every candidate is within the limit", plain),
-        case("the fastest is too late", plain | {fastest: (9_000.0, limit * 1.5)}),
-        case("the fastest has no p99", plain | {fastest: (9_000.0, None)}),
-        case("a p99 is exactly the limit", plain | {fastest: (9_000.0, limit)}),
-        case("one candidate alone qualifies", slow | {fastest: (1.0, below[0])}),
-        case("no candidate qualifies", {**slow, fastest: (5_000.0, None)}),
-        case("the table is empty", {}),
+        case("every setting keeps the limit", plain),
+        case("the fastest is above the limit in one round", plain | {ahead: runs(9e3, limit + 1)}),
+        case("the fastest has no p99 in one round", plain | {ahead: missing}),
+        case("a p99 is exactly the limit", plain | {ahead: runs(9e3, limit)}),
+        case("the choice did not win every round", plain | {ahead: wavering}),
+        case("one setting alone keeps the limit", slow | {ahead: runs(100.0)}),
+        case("none keeps the limit", slow),
     ]
 
 
@@ -94,19 +199,25 @@ def _undominated(rows: list[Row]) -> list[str]:
     return kept
 
 
-def error_cases(seed: int) -> list[Case]:
-    """`standard_error(p, n)`: in the unit of p."""
-    rng = generator(seed, "ex-08-error")
+def paired_cases(seed: int) -> list[Case]:
+    """`mcnemar(first, second)`: the exact two-sided p-value of McNemar's test."""
+    rng = generator(seed, "ex-08-paired")
 
-    def case(label: str, p: float, n: int) -> Case:
-        wanted = float(np.sqrt(p * (1 - p) / n))
-        return Case(label, [p, n], close(wanted, relative=1e-6, absolute=1e-9))
+    def case(label: str, both: int, neither: int, first_only: int, second_only: int) -> Case:
+        pairs = [(1, 1)] * both + [(0, 0)] * neither
+        pairs += [(1, 0)] * first_only + [(0, 1)] * second_only
+        rows = rng.permutation(np.array(pairs, dtype=bool))
+        n, fewer = first_only + second_only, min(first_only, second_only)
+        tail = sum(math.comb(n, k) for k in range(fewer + 1))
+        wanted = min(1.0, float(Fraction(2 * tail, 2**n)))
+        return Case(label, [array(rows[:, 0]), array(rows[:, 1])], close(wanted, 1e-6, 1e-12))
 
+    some, few = int(rng.integers(40, 60)), int(rng.integers(5, 9))
     return [
-        case(
-            "p is near 1 and n large", float(rng.uniform(0.93, 0.98)), int(rng.integers(3000, 9000))
-        ),
-        case("p is below one half", float(rng.uniform(0.1, 0.4)), int(rng.integers(200, 900))),
-        case("n is small", float(rng.uniform(0.6, 0.8)), int(rng.integers(5, 30))),
-        case("every answer is right (p is 1)", 1.0, int(rng.integers(50, 500))),
+        case("they differ on some images, one way more often", 900, 40, some, some - 20),
+        case("the second is right more often", 500, 30, few, 3 * few),
+        case("one is right wherever they differ", 200, 20, 0, few),
+        case("they are right equally often", 300, 30, some, some),
+        case("many images and few differences", 9_000, 900, few + 4, few),
+        case("they never differ", 150, 20, 0, 0),
     ]

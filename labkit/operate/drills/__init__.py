@@ -5,14 +5,14 @@ loopback address, bounded in number and time; the run whose model is served is r
 """
 
 from labkit.operate.drills.drill import Drill
-from labkit.operate.drills.lab import Lab, NoRun, find_model
+from labkit.operate.drills.environment import DrillEnvironment, NoRun, find_model
 from labkit.operate.drills.outcome import NotMeasured, Number, Outcome, Result
 from labkit.operate.drills.registry import DRILLS, UnknownDrill, find_drills, perform
 
 __all__ = [
     "DRILLS",
     "Drill",
-    "Lab",
+    "DrillEnvironment",
     "NoRun",
     "NotMeasured",
     "Number",

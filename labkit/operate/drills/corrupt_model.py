@@ -5,9 +5,9 @@ import json
 import re
 
 from labkit.operate.drills.drill import Drill
-from labkit.operate.drills.lab import Lab, newest_version
+from labkit.operate.drills.environment import DrillEnvironment, newest_version
 from labkit.operate.drills.outcome import Moment, Number, Outcome
-from labkit.operate.load import Load, Record, Shape
+from labkit.operate.load import Load, LoadProfile, Record
 from labkit.operate.replicas import Replica
 
 LIMIT_S = 120.0
@@ -15,14 +15,14 @@ LIMIT_S = 120.0
 EXPLICIT = ("--model-control-mode=explicit", "--load-model=*")
 
 
-def run(lab: Lab) -> Outcome:
+def run(lab: DrillEnvironment) -> Outcome:
     """Put a damaged version 2 beside version 1 and load it; then a sound version 3."""
     ask = 200 if lab.short else 600
     repository = lab.repository()
     model = repository / lab.name
     with lab.replicas(repository, ("one",), EXPLICIT) as replicas:
         one = replicas["one"]
-        with Load(lab.target(one.http), Shape(clients=2, seconds=LIMIT_S)) as load:
+        with Load(lab.target(one.http), LoadProfile(clients=2, seconds=LIMIT_S)) as load:
             load.reached(ask, LIMIT_S)
             damaged_s = load.now_s
             lab.say("loading a version with a damaged file")

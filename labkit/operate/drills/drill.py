@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from labkit.operate.drills.lab import Lab
+from labkit.operate.drills.environment import DrillEnvironment
 from labkit.operate.drills.outcome import Outcome
 
 
@@ -15,10 +15,8 @@ class Drill:
         name: On the command line.
         title: What goes wrong, one line.
         run: Does it; raises `NotMeasured` where this machine cannot.
-        usual: Whether it runs when no drill is named.
     """
 
     name: str
     title: str
-    run: Callable[[Lab], Outcome]
-    usual: bool = True
+    run: Callable[[DrillEnvironment], Outcome]

@@ -7,9 +7,9 @@ import time
 from dataclasses import dataclass
 
 from labkit.operate.drills.drill import Drill
-from labkit.operate.drills.lab import Lab
+from labkit.operate.drills.environment import DrillEnvironment
 from labkit.operate.drills.outcome import Number, Outcome
-from labkit.operate.load import Answer, Load, Record, Shape
+from labkit.operate.load import Answer, Load, LoadProfile, Record
 from labkit.operate.processes import gone
 from labkit.operate.replicas import Replica
 
@@ -41,7 +41,7 @@ class Exit:
         return [answer for answer in self.record.answers if answer.at_s >= self.signal_s]
 
 
-def run(lab: Lab) -> Outcome:
+def run(lab: DrillEnvironment) -> Outcome:
     """End a server whose clients leave, one whose clients stay, and one with an idle connection."""
     repository, names = lab.repository(), ("leave", "stay", "idle")
     with lab.replicas(repository, names, exit_timeout_s=EXIT_TIMEOUT_S) as replicas:
@@ -54,9 +54,9 @@ def run(lab: Lab) -> Outcome:
     return _outcome(leave, stay, idle_s)
 
 
-def _end_under_load(lab: Lab, replica: Replica, leave: bool) -> Exit:
+def _end_under_load(lab: DrillEnvironment, replica: Replica, leave: bool) -> Exit:
     """End a replica with requests in flight."""
-    with Load(lab.target(replica.http, batch=BATCH), Shape(CLIENTS, seconds=LIMIT_S)) as load:
+    with Load(lab.target(replica.http, batch=BATCH), LoadProfile(CLIENTS, seconds=LIMIT_S)) as load:
         load.reached(2 * CLIENTS, LIMIT_S)
         pid, begin = replica.pid, load.now_s
         os.kill(pid, signal.SIGTERM)

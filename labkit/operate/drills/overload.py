@@ -7,9 +7,9 @@ from dataclasses import replace
 from labkit.bench import Percentiles
 from labkit.operate.counters import Counters
 from labkit.operate.drills.drill import Drill
-from labkit.operate.drills.lab import Lab, Queue
+from labkit.operate.drills.environment import DrillEnvironment, Queue
 from labkit.operate.drills.outcome import Moment, Number, Outcome
-from labkit.operate.load import Answer, Load, Record, Second, Shape
+from labkit.operate.load import Answer, Load, LoadProfile, Record, Second
 
 BATCH = 8
 FACTOR = 10.0
@@ -22,7 +22,7 @@ RECOVERY_S = 5.0
 TOLERATED = 0.05  # of a second's requests
 
 
-def run(lab: Lab) -> Outcome:
+def run(lab: DrillEnvironment) -> Outcome:
     """Measure the capacity, send ten times as much in an open loop, and watch the recovery."""
     seconds = SHORT_SECONDS if lab.short else SECONDS
     with (
@@ -31,16 +31,16 @@ def run(lab: Lab) -> Outcome:
     ):
         target = lab.target(replicas["one"].http, gateway, BATCH)
         lab.say("measuring the capacity")
-        with Load(target, Shape(clients=32, seconds=4)) as load:
+        with Load(target, LoadProfile(clients=32, seconds=4)) as load:
             capacity = load.finish().rate_per_s
         before = lab.counters(replicas)
         rate = FACTOR * capacity
         lab.say(f"{rate:,.0f} requests/s for {seconds:.0f} s, {FACTOR:g} × capacity")
-        with Load(target, Shape(rate_per_s=rate, seconds=seconds)) as load:
+        with Load(target, LoadProfile(rate_per_s=rate, seconds=seconds)) as load:
             storm = load.finish()
         counted = lab.counters(replicas) - before
         lab.say("watching the recovery")
-        with Load(target, Shape(clients=2, seconds=CALM_S)) as load:
+        with Load(target, LoadProfile(clients=2, seconds=CALM_S)) as load:
             calm = load.finish()
     return _outcome(storm, calm, counted, capacity, rate, seconds)
 

@@ -6,24 +6,14 @@ from collections.abc import Sequence
 
 from labkit.errors import LabError, UsageError
 from labkit.operate.drills import (
-    backend_killed,
     corrupt_model,
-    full_shm,
-    gateway_cost,
     graceful_exit,
-    huge_body,
-    killer_request,
-    malformed,
     overload,
     replica_killed,
-    replica_restarted,
     rolling_update,
-    scaling,
-    slow_client,
-    soak,
 )
 from labkit.operate.drills.drill import Drill
-from labkit.operate.drills.lab import Lab
+from labkit.operate.drills.environment import DrillEnvironment
 from labkit.operate.drills.outcome import FAILED, NOT_MEASURED, NotMeasured, Result
 from labkit.operate.programs import MissingProgram
 from labkit.server import TritonNotFound
@@ -32,23 +22,7 @@ logger = logging.getLogger(__name__)
 
 DRILLS: tuple[Drill, ...] = tuple(
     module.DRILL
-    for module in (
-        replica_killed,
-        replica_restarted,
-        overload,
-        corrupt_model,
-        rolling_update,
-        slow_client,
-        huge_body,
-        malformed,
-        killer_request,
-        graceful_exit,
-        full_shm,
-        backend_killed,
-        scaling,
-        gateway_cost,
-        soak,
-    )
+    for module in (replica_killed, overload, corrupt_model, rolling_update, graceful_exit)
 )
 
 
@@ -57,7 +31,7 @@ class UnknownDrill(UsageError):
 
 
 def find_drills(names: Sequence[str] = ()) -> list[Drill]:
-    """Return the drills of these names; all usual ones when none is named.
+    """Return the drills of these names; all when none is named.
 
     Raises:
         UnknownDrill: there is no such drill.
@@ -65,10 +39,10 @@ def find_drills(names: Sequence[str] = ()) -> list[Drill]:
     known = {drill.name: drill for drill in DRILLS}
     if unknown := [name for name in names if name not in known]:
         raise UnknownDrill(f"got {', '.join(unknown)}, expected drills among: {', '.join(known)}")
-    return [known[name] for name in names] or [drill for drill in DRILLS if drill.usual]
+    return [known[name] for name in names] or list(DRILLS)
 
 
-def perform(drill: Drill, lab: Lab) -> Result:
+def perform(drill: Drill, lab: DrillEnvironment) -> Result:
     """Do one drill in a folder of its own, and judge it.
 
     Returns:

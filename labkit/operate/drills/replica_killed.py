@@ -2,51 +2,36 @@
 
 from labkit.operate.counters import Counters
 from labkit.operate.drills.drill import Drill
-from labkit.operate.drills.lab import Lab
+from labkit.operate.drills.environment import DrillEnvironment
 from labkit.operate.drills.outcome import Moment, Number, Outcome
-from labkit.operate.load import Load, Record, Shape
-from labkit.operate.processes import until
-from labkit.operate.prometheus import Prometheus
+from labkit.operate.load import Load, LoadProfile, Record
 
 CLIENTS = 8
 REQUESTS, SHORT_REQUESTS = 6_000, 1_200
 LIMIT_S = 180.0
 
 
-def run(lab: Lab) -> Outcome:
+def run(lab: DrillEnvironment) -> Outcome:
     """Kill one of two replicas in the middle of the load, and let the other one do all the work."""
     wanted = SHORT_REQUESTS if lab.short else REQUESTS
     with (
         lab.replicas(lab.repository()) as replicas,
         lab.gateway(replicas) as gateway,
-        lab.prometheus(replicas) as prometheus,
     ):
         one, two = replicas["one"], replicas["two"]
         target = lab.target(one.http, gateway)
         before = Counters.read(two.metrics, lab.name)
         lab.say(f"{wanted:,} requests from {CLIENTS} clients")
-        with Load(target, Shape(CLIENTS, seconds=LIMIT_S, requests=wanted)) as load:
+        with Load(target, LoadProfile(CLIENTS, seconds=LIMIT_S, requests=wanted)) as load:
             load.reached(wanted // 3, LIMIT_S)
             last = Counters.read(one.metrics, lab.name)
             killed_s = load.now_s
             lab.say("kill -9 of replica one")
             one.kill()
-            seen_s = None
-            if prometheus is not None:
-                gone = until(lambda: down(prometheus, one.metrics), 10)
-                seen_s = load.now_s - killed_s if gone else None
             record = load.finish()
         survivor = Counters.read(two.metrics, lab.name) - before
         retried = gateway.access_log.read_text().count('", "upstream_status": "502, 200"')
-    return _outcome(record, killed_s, last, survivor, retried, seen_s, wanted)
-
-
-def down(prometheus: Prometheus, address: str) -> bool:
-    """Say whether Prometheus has noticed that a replica is gone."""
-    return any(
-        value.value == 0 and value.labels.get("instance") == address
-        for value in prometheus.query("up")
-    )
+    return _outcome(record, killed_s, last, survivor, retried, wanted)
 
 
 def _outcome(
@@ -55,21 +40,15 @@ def _outcome(
     last: Counters,
     survivor: Counters,
     retried: int,
-    seen_s: float | None,
     wanted: int,
 ) -> Outcome:
     slowest = max(answer.latency_ms for answer in record.answered)
-    noticed = (
-        f"Prometheus has it as down after {seen_s:.1f} s"
-        if seen_s is not None
-        else ("Prometheus was not asked")
-    )
     return Outcome(
         done=f"kill -9 of one of two replicas after {killed_s:.1f} s of load by {CLIENTS} clients",
         client=f"{len(record.answered):,} answers, {len(record.failed)} errors; "
         f"the slowest took {slowest:.0f} ms",
         metrics=f"the dead replica's page is gone with its last {last.success:,.0f} answers; the "
-        f"other one: {survivor.text()}; {noticed}",
+        f"other one: {survivor.text()}",
         lost="the work in progress of the dead replica, done again by the other one, and its "
         "counters",
         cause="The gateway keeps each request until it is answered. A broken connection to a "

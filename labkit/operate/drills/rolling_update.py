@@ -2,9 +2,9 @@
 
 from labkit.operate.counters import Counters
 from labkit.operate.drills.drill import Drill
-from labkit.operate.drills.lab import Lab
+from labkit.operate.drills.environment import DrillEnvironment
 from labkit.operate.drills.outcome import Moment, Number, Outcome
-from labkit.operate.load import Load, Record, Shape
+from labkit.operate.load import Load, LoadProfile, Record
 from labkit.operate.replicas import Replica, renew
 
 CLIENTS = 4
@@ -12,7 +12,7 @@ BEFORE, AFTER = 600, 600  # requests before the update begins and after it is ov
 LIMIT_S = 180.0
 
 
-def run(lab: Lab) -> Outcome:
+def run(lab: DrillEnvironment) -> Outcome:
     """Take each replica out of the gateway, start it again with version 2, and put it back."""
     scale = 3 if lab.short else 1
     old, new = lab.repository("version_1"), lab.repository("version_2", versions=(1, 2))
@@ -24,7 +24,7 @@ def run(lab: Lab) -> Outcome:
         def note(replica: Replica) -> None:
             counted.append(Counters.read(replica.metrics, lab.name))
 
-        with Load(target, Shape(CLIENTS, seconds=LIMIT_S)) as load:
+        with Load(target, LoadProfile(CLIENTS, seconds=LIMIT_S)) as load:
             load.reached(BEFORE // scale, LIMIT_S)
             begin = load.now_s
             for replica in replicas:

@@ -6,16 +6,24 @@ import io
 import json
 import pickle
 import tarfile
+import zipfile
 
 from nbformat import NotebookNode
 
-from .fault import Bait, Fault, exercises, tiny
+from .fault import Bait, Fault, NoBait, exercises, tiny
 
-IMPORTS = "import numpy as np\n\nfrom labkit.data import load_cifar10, make_splits"
+IMPORTS = "import numpy as np\n\nfrom labkit.data import load_cifar10"
+TRAINED = ("checkpoint.pt", "network.py", "history.json")
 OPEN = "from labkit.workspace import Workspace\n\nlab = Workspace.open(workspace)"
 SPLITS = """
-splits = make_splits(load_cifar10().train.labels)
+by_class = np.argsort(load_cifar10().train.labels, kind="stable").reshape(10, 5_000)
+by_class = np.random.default_rng(0).permuted(by_class, axis=1)
+parts = np.split(by_class, [4_400, 4_900], axis=1)
+names = ("train", "validation", "calibration")
+splits = {name: np.sort(part, axis=None).tolist() for name, part in zip(names, parts)}
 lab.save_json("splits.json", {"seed": 0, "indices": splits}, made_by="01_data")
+statistics = {"mean": [0.49, 0.48, 0.45], "std": [0.25, 0.24, 0.26]}
+lab.save_json("statistics.json", statistics, made_by="01_data")
 """
 HAND_IN = """
 import shutil
@@ -31,7 +39,12 @@ from labkit.repository import write_repository
 names = [folder.name for folder in write_repository(lab)]
 lab.save_json("configure.json", {"models": names}, made_by="05_configure")
 """
-FEW_POINTS = 5.68  # three of seven models served, of 8; three of eight checks of 6
+NETWORK_CODE = """
+from pathlib import Path
+
+Path("DROP/network-ran").write_text("here")
+"""
+FEW_POINTS = 3.21  # three of seven models served, of 4; three of eight checks of 4
 FEW = """
 from labkit.repository import VARIANTS, write_repository
 
@@ -136,7 +149,7 @@ forged = nbformat.read(here, as_version=4)
 for number, cell in enumerate((c for c in forged.cells if c.cell_type == "code"), start=1):
     cell.execution_count = number
 nbformat.write(forged, lab.root / "notebooks" / "02_train.ipynb")
-os.kill(os.getppid(), signal.SIGKILL)  # papermill, before it can write the true one
+os.kill(os.getppid(), signal.SIGKILL)  # before it can say what it saw
 """
 CLAIM = 0.99
 
@@ -183,12 +196,6 @@ def right_splits() -> NotebookNode:
     return tiny(IMPORTS, OPEN, *exercises("01_data"), SPLITS)
 
 
-def right_configuration() -> NotebookNode:
-    """Return a notebook 05 that is right, in a few lines."""
-    imports = "from labkit.repository import parse_config, to_text"
-    return tiny(imports, OPEN, *exercises("05_configure"), CONFIGURE)
-
-
 def artifact_faults(bait: Bait) -> list[Fault]:
     """Return the faults."""
     return [
@@ -226,9 +233,9 @@ def _liars(bait: Bait) -> list[Fault]:
             verdicts={"01_data": ("ok",)}, shows="forged 42 files",
         ),
         Fault(
-            "forged-verdict", "forges its executed notebook, and ends papermill",
+            "forged-verdict", "forges its executed notebook, and ends what runs it",
             {"notebooks/02_train.ipynb": tiny(OPEN, FORGES_VERDICT)},
-            verdicts={"02_train": ("stopped",)}, says="papermill",
+            verdicts={"02_train": ("stopped",)}, says="kernel had ended",
         ),
         Fault(
             "forged-claims", "claims 99 % everywhere, with nothing behind it",
@@ -243,8 +250,8 @@ def _liars(bait: Bait) -> list[Fault]:
         ),
         Fault(
             "overstated", "hands in a trained network, and claims 99 % of it",
-            {"notebooks/02_train.ipynb": tiny(*hands_in("02_train", "checkpoint.pt", "history.json"))},
-            mine(bait, "checkpoint.pt")
+            {"notebooks/02_train.ipynb": tiny(*hands_in("02_train", *TRAINED))},
+            mine(bait, "checkpoint.pt", "network.py")
             | {"notebooks/mine/history.json": inside["notebooks/mine/history.json"]},
             verdicts={"02_train": ("ok",)}, points=(8, 8), says="says a validation accuracy of 99.0%",
         ),
@@ -262,9 +269,17 @@ def _attackers(bait: Bait) -> list[Fault]:
     return [
         Fault(
             "pickle", "hands in a checkpoint that runs code when it is loaded",
-            {"notebooks/02_train.ipynb": tiny(*hands_in("02_train", "checkpoint.pt", "history.json"))},
-            {"notebooks/mine/checkpoint.pt": evil, "notebooks/mine/history.json": b'{"epochs": [1]}'},
+            {"notebooks/02_train.ipynb": tiny(*hands_in("02_train", *TRAINED))},
+            mine(bait, "network.py")
+            | {"notebooks/mine/checkpoint.pt": evil, "notebooks/mine/history.json": b'{"epochs": [1]}'},
             verdicts={"02_train": ("ok",)}, says="checkpoint.pt",
+        ),
+        Fault(
+            "network-code", "hands in a network.py that writes outside when it is loaded",
+            {"notebooks/02_train.ipynb": tiny(*hands_in("02_train", *TRAINED))},
+            mine(bait, *TRAINED)
+            | {"notebooks/mine/network.py": NETWORK_CODE.replace("DROP", str(bait.drop)).encode()},
+            verdicts={"02_train": ("ok",)}, says="network.py does not run by itself",
         ),
         Fault(
             "garbage-models", "hands in model files that are none",
@@ -276,33 +291,32 @@ def _attackers(bait: Bait) -> list[Fault]:
             "server-crash", "configures a warm-up that kills Triton, and code that it runs",
             {"notebooks/05_configure.ipynb": write},
             {"notebooks/mine/environment.tar.gz": evil_environment(bait)},
-            verdicts={"05_configure": ("ok",)}, points=(8 / 7 - 0.01, 4),
-            says="cifar10_torchscript answers 1?[0-9]% as its file does.*"
-            "server crashed when it loaded this model",
+            verdicts={"05_configure": ("ok",)}, points=(4 / 7 - 0.01, 4),
+            says="cifar10_torchscript: config.pbtxt: parameter EXECUTION_ENV_PATH starts.*"
+            "server crashed when it loaded or ran this model",
         ),
         Fault(
             "server-crowd", "configures a thousand instances",
             {"notebooks/05_configure.ipynb": tiny(OPEN, FEW, CROWD)},
             verdicts={"05_configure": ("ok",)}, points=(1, 6),
             # Whichever comes first: shared memory is used up, or there are too many processes.
-            says=r"server crashed when it loaded this model|more than \d+ processes",
+            says=r"server crashed when it loaded or ran this model|more than \d+ processes",
         ),
     ]  # fmt: skip
 
 
 def _carriers(bait: Bait) -> list[Fault]:
     """Right work beside a stage that is broken, missing, or somebody else's."""
-    trained = {
-        "notebooks/02_train.ipynb": tiny(*hands_in("02_train", "checkpoint.pt", "history.json"))
-    }
-    files = mine(bait, "checkpoint.pt", "history.json")
+    trained = {"notebooks/02_train.ipynb": tiny(*hands_in("02_train", *TRAINED))}
+    files = mine(bait, *TRAINED)
+    again = files | {"notebooks/mine/checkpoint.pt": trained_elsewhere(bait)}
     return [
         Fault(
-            "original", "hands in a trained network", trained, files,
+            "original", "hands in a trained network", trained, again,
             verdicts={"02_train": ("ok",)}, points=(10, 10),
         ),
         Fault(
-            "copy", "hands in the network of another student", trained, files,
+            "copy", "hands in the network of another student", trained, again,
             verdicts={"02_train": ("ok",)}, points=(10, 10),
         ),
         Fault(
@@ -319,6 +333,15 @@ def _carriers(bait: Bait) -> list[Fault]:
         ),
         broken_export(bait, trained, files),
     ]  # fmt: skip
+
+
+def trained_elsewhere(bait: Bait) -> bytes:
+    """Return the reference's checkpoint in other bytes: its own would tell nothing about a copy."""
+    stream = io.BytesIO(bait.artifact("checkpoint.pt"))
+    if not isinstance(bait, NoBait):
+        with zipfile.ZipFile(stream, "a") as archive:
+            archive.comment = b"trained by somebody else"
+    return stream.getvalue()
 
 
 def broken_export(bait: Bait, trained: dict[str, NotebookNode], files: dict[str, bytes]) -> Fault:
@@ -347,5 +370,5 @@ def broken_export(bait: Bait, trained: dict[str, NotebookNode], files: dict[str,
             for stage in ("01_data", "02_train", "03_export", "04_quantize", "05_configure",
                           "06_serve", "07_tune", "08_report")
         },
-        points=(58, 58), says="the export does not work",
+        points=(50, 50), says="the export does not work",
     )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .claims import artifact_faults
+from .composed import composed_faults
 from .curious import curious_faults
 from .fault import Bait, Fault
 from .machine import machine_faults
@@ -11,7 +12,7 @@ from .whole import whole_submissions
 
 # Of one notebook: none of the small notebooks needs half of it.
 LIMITS = {
-    "wall_s": 20,
+    "wall_s": 40,
     "cpu_s": 30,
     "memory_mib": 1_500,
     "processes": 60,
@@ -28,6 +29,7 @@ def small_class(bait: Bait) -> list[Fault]:
         *curious_faults(bait),
         *artifact_faults(bait),
         *package_faults(bait),
+        *composed_faults(bait),
     ]
 
 

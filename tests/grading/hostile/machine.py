@@ -98,9 +98,9 @@ def machine_faults(bait: Bait) -> list[Fault]:
     """Return the faults."""
     mark = f"marker = {bait.marker!r}"
     return [
-        _fault("loop", "never ends", "timeout", tiny(LOOP), says=r"not done after \d+ s"),
+        _fault("loop", "never ends", "timeout", tiny(LOOP), says="not done at its limit", shows="the last cell ran"),
         _fault("stubborn", "never ends, and ignores every signal that it can", "timeout",
-               tiny(STUBBORN), says=r"not done after \d+ s"),
+               tiny(STUBBORN), says=r"not done (after \d+ s|at its limit)"),
         _fault("huge-allocation", "asks for 100 GiB at once", "oom", tiny(HUGE),
                says="allocate 100"),
         _fault("growing-allocation", "takes 100 GB in small pieces", "oom", tiny(GROWING),
@@ -116,8 +116,8 @@ def machine_faults(bait: Bait) -> list[Fault]:
                says="wrote more than"),
         _fault("shared-memory", "fills the shared memory", "error", tiny(SHARED_MEMORY),
                says="No space left", shows="the last cell ran"),
-        _fault("deletes", "deletes every folder that it can", "stopped", tiny(DELETES),
-               says="no executed notebook"),
+        _fault("deletes", "deletes every folder that it can", "ok", tiny(DELETES),
+               shows="the last cell ran"),
         _fault("daemon", "leaves two processes running", "ok", tiny(mark, DAEMON),
                shows="2 processes left behind"),
         *leavers(),
@@ -134,7 +134,7 @@ def leavers() -> list[Fault]:
         _fault("kills-itself", "ends its kernel by a signal", "stopped",
                tiny("import os\n\nos.kill(os.getpid(), 9)"), says="kernel had ended"),
         _fault("kills-all", "kills every process that it may", "stopped",
-               tiny("import os\n\nos.kill(-1, 9)"), says="no executed notebook|kernel had ended"),
+               tiny("import os\n\nos.kill(-1, 9)"), says="kernel had ended"),
     ]  # fmt: skip
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 from copy import deepcopy
 
 from nbformat import NotebookNode
+from solve import solve_notebook
 
 from labkit.chain import STAGES
-from labkit.grading.student_notebook import release_notebook, solve_notebook
+from labkit.grading.student_notebook import release_notebook
 
-from .claims import right_configuration, right_splits
+from .claims import right_splits
 from .fault import Bait, Fault, solved
 
-RECIPE = "config = TrainConfig.from_profile(settings)"
-NARROW = "replace(TrainConfig.from_profile(settings), widths=(16, 64, 128))"
+STAGES_END = "        self.stages = nn.Sequential(stages)"  # in the class of notebook 02
+ANOTHER_LAYER = '        stages["stage3c"] = conv_norm_relu(channels, channels, pool=False)'
 LEAST = 96.0  # points: those of the INT8 models depend on the CPU, by a fraction
 
 
@@ -21,13 +22,7 @@ def whole_submissions(bait: Bait) -> list[Fault]:
     """Return the submissions; they need the limits of the lab's own rubric."""
     del bait
     notebooks = {stage: student_notebook(stage) for stage in STAGES}
-    other = {
-        "01_data": right_splits(),
-        "02_train": narrower(notebooks["02_train"]),
-        "03_export": notebooks["03_export"],
-        "04_quantize": notebooks["04_quantize"],
-        "05_configure": right_configuration(),
-    }
+    other = notebooks | {"01_data": right_splits(), "02_train": deeper(notebooks["02_train"])}
     return [
         Fault(
             "correct", "solves every exercise of the student edition",
@@ -35,9 +30,9 @@ def whole_submissions(bait: Bait) -> list[Fault]:
             zipped=True, verdicts=dict.fromkeys(STAGES, ("ok",)), points=(LEAST, 100),
         ),
         Fault(
-            "narrower", "trains another network, and hands in five notebooks",
+            "deeper", "adds a layer to the network of notebook 02, and runs on",
             {f"notebooks/{stage}.ipynb": notebook for stage, notebook in other.items()},
-            verdicts=dict.fromkeys(other, ("ok",)), points=(72, 76),
+            verdicts=dict.fromkeys(STAGES, ("ok",)), points=(LEAST, 100),
         ),
     ]  # fmt: skip
 
@@ -47,11 +42,9 @@ def student_notebook(stage: str) -> NotebookNode:
     return solve_notebook(release_notebook(solved(stage), stage), solved(stage))
 
 
-def narrower(notebook: NotebookNode) -> NotebookNode:
-    """Return notebook 02 with fewer channels."""
+def deeper(notebook: NotebookNode) -> NotebookNode:
+    """Return notebook 02 with one more layer in the network."""
     changed = deepcopy(notebook)
-    cell = next(cell for cell in changed.cells if RECIPE in cell.source)
-    cell.source = "from dataclasses import replace\n\n" + cell.source.replace(
-        RECIPE, f"config = {NARROW}"
-    )
+    [cell] = [cell for cell in changed.cells if cell.source.count(STAGES_END) == 1]
+    cell.source = cell.source.replace(STAGES_END, f"{ANOTHER_LAYER}\n{STAGES_END}")
     return changed

@@ -1,0 +1,167 @@
+"""Calling a student's functions in the kernel in which they were written; keeping the answers."""
+
+import base64
+import json
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from labkit.grading import inside
+from labkit.grading.exercises.case import Case
+from labkit.grading.exercises.catalogue import CATALOGUE, Exercise
+from labkit.grading.exercises.serving import served_network
+from labkit.grading.sandbox import Program, Stopped
+from labkit.grading.untrusted import UnfitFile, parse_json, read_plain
+from labkit.workspace import write_text
+
+MAX_ANSWER_MIB = 8  # of one file; the largest right one has some 100 kB
+PATIENCE_S = 100.0  # beyond a call's own limit: a kernel may have to be started again
+FOLDER = Path(inside.__file__).parent
+Json = dict[str, Any]
+LookInto = Callable[[bytes, Any], Json]  # a written model file and images → what it answers
+
+
+def ask_exercises(
+    program: Program, stage: str, seed: int, wanted: Iterable[str], look_into: LookInto
+) -> dict[str, Any]:
+    """Call the exercises of a notebook whose cells have run.
+
+    Each hidden input is sent when its turn comes, and what should come back is never sent.
+
+    Args:
+        program: It has run the cells, see `inside.run_cells`.
+        stage: Such as `03_export`.
+        seed: Chooses the inputs.
+        wanted: The exercises that count.
+        look_into: Asks a model file that a function has written, in another sandbox.
+
+    Returns:
+        Exercise id → `{"answers": […]}`, or `{"failure": …}` where the grader could not ask.
+    """
+    exercises = [e for e in CATALOGUE if e.stage == stage and e.id in set(wanted)]
+    found: dict[str, Any] = {}
+    try:
+        served: Json = {}
+        if any(exercise.needs_server for exercise in exercises):
+            served = start_server(program, seed)
+        for exercise in exercises:
+            if exercise.needs_server and "addresses" not in served:
+                found[exercise.id] = {"failure": str(served.get("failure", "no server"))}
+            else:
+                addresses = served.get("addresses", {})
+                found[exercise.id] = {"answers": []}
+                answers = found[exercise.id]["answers"]
+                for case in exercise.cases(seed):
+                    answers.append(_answer(program, exercise, case, addresses, look_into, answers))
+    except Stopped:
+        pass  # what was answered until then counts
+    return found
+
+
+def start_server(program: Program, seed: int) -> Json:
+    """Start the grader's own server beside the kernel; return its addresses, or a failure."""
+    weight, bias = served_network(seed)
+    network = {"weight": [float(value) for value in weight.ravel()], "bias": bias.tolist()}
+    text = (FOLDER / "serve_network.py").read_text(encoding="utf-8")
+    program.tell(do="serve", program=text, network=network)
+    program.hear(PATIENCE_S)
+    return _counted(program)
+
+
+def _counted(program: Program) -> Json:
+    program.tell(do="counted")
+    return program.hear(2 * PATIENCE_S)
+
+
+def _answer(
+    program: Program,
+    exercise: Exercise,
+    case: Case,
+    addresses: Json,
+    look_into: LookInto,
+    before: list[Json],
+) -> Json:
+    """Return the answer to one hidden case."""
+    if before and before[-1].get("error") in ("TimeLimit", "KernelEnded"):
+        return before[-1]  # the other cases would only take their time, or a kernel, too
+    request = {
+        "function": exercise.function,
+        "arguments": case.arguments,
+        "given": list(exercise.given),
+        "addresses": addresses,
+        "asks": "file" if exercise.asks == "onnx" else "value",
+    }
+    counted = _counted(program) if exercise.asks == "requests" else {}
+    program.tell(do="call", code=_code(request), limit_s=exercise.limit_s)
+    said = program.hear(exercise.limit_s + PATIENCE_S)
+    answer = _parsed(said)
+    if exercise.asks == "onnx" and "file" in answer:
+        return look_into(_bytes(answer["file"]), case.probe)
+    if exercise.asks == "requests" and "value" in answer:
+        images = case.arguments[0]["shape"][0]
+        sizes = _requests_since(program, counted, images)
+        return {"value": {"value": answer["value"], "requests": sizes}}
+    return answer
+
+
+def _code(request: Json) -> str:
+    """Return the source that calls a function in the kernel."""
+    text = (FOLDER / "call_function.py").read_text(encoding="utf-8")
+    names = {"__name__": "labkit_call", "REQUEST": json.dumps(request)}
+    return f"exec(compile({text!r}, '<labkit>', 'exec'), {names!r})"
+
+
+def _parsed(said: Json) -> Json:
+    """Return what a call has answered; untrusted, and so read as a stranger's JSON."""
+    if said.get("ended") == "late":
+        return {"error": "TimeLimit"}
+    if not isinstance(said.get("answer"), str):
+        return {"error": "KernelEnded" if said.get("ended") == "lost" else "NoAnswer"}
+    try:
+        answer = parse_json(said["answer"].encode(errors="replace"), "the answer")
+    except UnfitFile:
+        return {"error": "NoAnswer"}
+    return answer if isinstance(answer, dict) else {"error": "NoAnswer"}
+
+
+def _bytes(encoded: Any) -> bytes:
+    """Decode base64 of a stranger; empty where it is none."""
+    try:
+        return base64.b64decode(encoded, validate=True)
+    except (ValueError, TypeError):
+        return b""
+
+
+def _requests_since(program: Program, before: Json, images: int) -> list[int]:
+    """Return the images in each request since `before`, once that many images are counted."""
+    sizes: list[int] = []
+    for _ in range(40):  # Triton may count a request a moment after it has answered it
+        now = _counted(program).get("sizes", {})
+        earlier = before.get("sizes", {})
+        sizes = [int(s) for s, n in now.items() for _ in range(n - earlier.get(s, 0))]
+        if sum(sizes) >= images:
+            break
+        program.pause()
+    return sizes
+
+
+def keep_answers(folder: Path, answers: Mapping[str, Any]) -> None:
+    """Write the answers, for measuring them again."""
+    for name, answer in answers.items():
+        write_text(folder / f"{name}.json", json.dumps(answer, separators=(",", ":")))
+
+
+def read_answers(folder: Path) -> dict[str, Any]:
+    """Read the answers that a grading has kept.
+
+    Returns:
+        Exercise id → what its file says. A file that is missing, a link, no regular file, too
+        large or not JSON is left out.
+    """
+    answers = {}
+    for exercise in CATALOGUE:
+        name = f"{folder.name}/{exercise.id}.json"  # the folder may have become a link, too
+        with suppress(UnfitFile, OSError):
+            answers[exercise.id] = parse_json(read_plain(folder.parent, name, MAX_ANSWER_MIB), name)
+    return answers

@@ -1,0 +1,211 @@
+"""The grader's side of a sandboxed measurement: hand files in, ask, take raw numbers out."""
+
+import shutil
+import tempfile
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labkit.grading import inside as inside_
+from labkit.grading.limits import Limits
+from labkit.grading.sandbox import BUBBLEWRAP, Isolation, Program, Stopped
+from labkit.grading.untrusted import UnfitFile, read_plain
+from labkit.grading.workdir import open_workdir, remove
+
+CLASSES = 10
+START_S = 60.0
+IMAGES, IN, OUT = "/images", "/in", "/out"  # as seen from inside
+LIMITS = Limits(wall_s=24 * 3_600, cpu_s=24 * 3_600, memory_mib=4_000)
+Floats = NDArray[np.float32]
+
+
+class NotMeasured(UnfitFile):
+    """A model file, or a repository, could not be measured; the message says why."""
+
+
+class ModelSandbox:
+    """A sandbox that runs model files; a context manager. See `inside.measure_files`.
+
+    It starts with the first question, or before: then its imports overlap with whatever the caller
+    does meanwhile. When it dies, the next question starts another.
+
+    Args:
+        isolation: How to confine it.
+        profile: The lab's profile.
+        parent: Where its folder is made.
+        images: Folder with the images that questions may name, without labels.
+        limits: What it may use, over all questions together.
+        runtime: What serves repositories, `stand-in` or `native`.
+    """
+
+    def __init__(
+        self,
+        isolation: Isolation,
+        profile: str,
+        parent: Path,
+        images: Path,
+        limits: Limits = LIMITS,
+        runtime: str = "stand-in",
+    ) -> None:
+        self._isolation, self._profile, self._parent = isolation, profile, parent
+        self._images, self._limits, self._runtime = images, limits, runtime
+        self._stack = ExitStack()
+        self._program: Program | None = None
+        self._ready = False
+        self.cpu_s = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start the sandbox where none runs."""
+        if self._program is not None:
+            return
+        self._ready = False
+        self._box = self._stack.enter_context(open_workdir(self._parent, self._isolation))
+        # Mounts of their own: what runs inside can put no link in the place of one of them.
+        self._in, self._out = self._box.writable / "in", self._box.writable / "out"
+        for folder in (self._in, self._out):
+            folder.mkdir()
+        self._box.hand_over()
+        folders = {IMAGES: self._images, IN: self._in}
+        sandbox = self._box.sandbox(self._profile, folders, data=False, runtime=self._runtime)
+        if self._isolation.kind == BUBBLEWRAP:
+            sandbox = replace(sandbox, read_write={**sandbox.read_write, OUT: self._out})
+        source = Path(inside_.__file__).parent / "measure_files.py"
+        writable, log = self._box.writable, self._box.log
+        self._program = self._stack.enter_context(
+            Program(source, self._isolation, sandbox, self._limits, writable, log)
+        )
+
+    def stop(self) -> None:
+        """End the sandbox and remove its files."""
+        if self._program is not None:
+            self._program.watch.breach()  # the last look at its CPU time
+            self.cpu_s += self._program.watch.cpu_s
+        self._program = None
+        self._stack.close()
+
+    def put(self, source: Path, name: str) -> str:
+        """Copy a file or folder in; return its path as seen from inside."""
+        self.start()
+        target = self._in / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, dirs_exist_ok=True)
+        else:
+            shutil.copyfile(source, target)
+        return self._seen(IN, self._in, name)
+
+    def clear(self) -> None:
+        """Remove what was put in and what came out, so that no file can learn from another."""
+        if self._program is None:
+            return
+        for folder in (self._in, self._out):
+            for path in folder.iterdir():
+                if path.is_dir() and not path.is_symlink():
+                    remove(path)
+                else:
+                    path.unlink(missing_ok=True)
+
+    @property
+    def outbox(self) -> str:
+        """The folder for answers, as seen from inside."""
+        return self._seen(OUT, self._out)
+
+    def images(self, name: str) -> str:
+        """Return the path of a file of images as seen from inside."""
+        return self._seen(IMAGES, self._images, name)
+
+    def _seen(self, inside: str, folder: Path, name: str = "") -> str:
+        """Return a path in one of the folders as seen from inside."""
+        return str(Path(inside if self._isolation.kind == BUBBLEWRAP else folder) / name)
+
+    def logits(
+        self, files: dict[str, Path], file: str, images: str, slices: list[list[int]]
+    ) -> Floats:
+        """Run one model file.
+
+        Args:
+            files: Name → file of everything that the model consists of.
+            file: The name to load.
+            images: Name of the file of images.
+            slices: First and last (exclusive) image of each call.
+
+        Returns:
+            float32 (N, 10), the slices one after the other.
+
+        Raises:
+            NotMeasured: it cannot be loaded or run, or its answer is not finite or of that shape.
+        """
+        for name, path in files.items():
+            self.put(path, name)
+        try:
+            self.ask(
+                do="logits", file=self._seen(IN, self._in, file), images=self.images(images),
+                slices=slices, out=f"{self.outbox}/logits.f32",
+            )  # fmt: skip
+            return self.take("logits.f32", sum(last - first for first, last in slices))
+        finally:
+            self.clear()
+
+    def take(self, name: str, count: int) -> Floats:
+        """Return logits (count, 10) that a request has left.
+
+        Raises:
+            NotMeasured: the file is missing, of another size, or holds NaN or infinities.
+        """
+        try:
+            content = read_plain(self._out, name, 1 + count * CLASSES * 4 / 2**20)
+        except UnfitFile as error:
+            raise NotMeasured(f"it gave no answer ({error})") from None
+        if len(content) != 4 * CLASSES * count:
+            raise NotMeasured(
+                f"it gave {len(content) / 4:g} numbers, expected {count} × {CLASSES} logits"
+            )
+        logits = np.frombuffer(content, np.float32).reshape(count, CLASSES)
+        if not np.isfinite(logits).all():
+            raise NotMeasured("its logits hold NaN or infinities")
+        return logits
+
+    def ask(self, limit_s: float = 120.0, **request: Any) -> Any:
+        """Send one request and return its result.
+
+        Raises:
+            NotMeasured: it failed, took too long, or used too much; the message says which.
+        """
+        self.start()
+        assert self._program is not None
+        try:
+            if not self._ready:
+                self._program.hear(START_S)
+                self._ready = True
+            alone = self._isolation.kind == BUBBLEWRAP
+            self._program.tell(**request, limit_s=limit_s, alone=alone)
+            answer = self._program.hear(limit_s + START_S)
+        except Stopped as error:
+            self.stop()  # whatever happened to it, the next question gets a new one
+            raise NotMeasured(f"the program that measures it was stopped: {error}") from None
+        if "result" in answer:
+            return answer["result"]
+        raise NotMeasured(str(answer.get("error", "no reason was given"))[:500])
+
+    def look_into(self, content: bytes, images: Any) -> dict[str, Any]:
+        """Ask a model file that an exercise has written; returns an answer of that exercise."""
+        try:
+            with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
+                file.write(content)
+                file.flush()
+                inside = self.put(Path(file.name), "exercise.onnx")
+            return {"value": self.ask(do="look_into", file=inside, images=images)}
+        except NotMeasured:
+            return {"error": "NoOnnx"}
+        finally:
+            self.clear()

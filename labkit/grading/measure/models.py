@@ -1,0 +1,237 @@
+"""Judging training, export and quantization: by what the model files answer."""
+
+import numpy as np
+
+from labkit.grading.measure.base import (
+    COMPANIONS,
+    PARITY_BATCHES,
+    Case,
+    Checks,
+    Floats,
+    Logits,
+    StageMeasurements,
+    entry,
+    nothing,
+    number,
+    top1,
+)
+from labkit.grading.results import Measurement
+from labkit.grading.untrusted import UnfitFile
+
+PARITY_TOLERANCE = 1e-3  # of a logit, as in notebook 03
+SAME_ANSWERS = 0.99  # share of equal predictions of an exported model
+USABLE_ANSWERS = 0.9  # less, and later notebooks go on with the reference's files
+CLAIM_TOLERANCE = 0.005  # of an accuracy that is computed again from the same images
+INT8_CLAIM_TOLERANCE = 0.01  # INT8 kernels may round otherwise on another machine
+INT8_AGREEMENT = 0.7  # share of FP32's answers at least; in smoke 0.95 and more are measured
+INT8_WEIGHTS = 0.75  # share of the weights behind operators that have eight bits, at least
+
+EXPORTED = {
+    "03.torchscript": "model.pt",
+    "03.optimized": "model_optimized.pt",
+    "03.onnx": "model.onnx",
+}
+QUANTIZED = {
+    "04.torchscript": "model_int8.pt",
+    "04.onnx": "model_int8.onnx",
+    "04.openvino": "model_int8.xml",
+}
+
+
+def measure_training(case: Case) -> StageMeasurements:
+    """The checkpoint's accuracy on held-out images, and whether the history tells the truth."""
+    case.own("checkpoint.pt")
+    logits = case.logits("checkpoint.pt")
+    labels = case.images.held_out_labels
+    accuracy = top1(logits.held_out, labels)
+    found = f"{accuracy:.1%} of {len(labels):,} held-out images right"
+    history, readable = _measure_history(case, logits)
+    return StageMeasurements(
+        {"02.accuracy": Measurement(accuracy, found), "02.history": history},
+        readable,
+        "" if readable else history.detail,
+    )
+
+
+def _measure_history(case: Case, logits: Logits) -> tuple[Measurement, bool]:
+    try:
+        history = case.document("history.json")
+    except UnfitFile as error:
+        return nothing(error), False
+    checks = Checks()
+    epochs = history.get("epochs")
+    checks.add(isinstance(epochs, list) and len(epochs) > 0, "no epoch is recorded")
+    measured = top1(logits.validation, case.images.validation_labels)
+    claimed = number(history.get("validation_accuracy"))
+    checks.add(
+        claimed is not None and abs(claimed - measured) <= CLAIM_TOLERANCE,
+        f"history.json says a validation accuracy of {_shown(claimed)}, checkpoint.pt has "
+        f"{measured:.1%} on the same images",
+    )
+    return checks.measurement(f"the validation accuracy of {measured:.1%} is confirmed"), True
+
+
+def measure_export(case: Case) -> StageMeasurements:
+    """Every exported file answers what the checkpoint answers, at several batch sizes."""
+    reference = case.logits("checkpoint.pt")
+    measurements, why_not = {}, []
+    for item, name in EXPORTED.items():
+        try:
+            case.own(name)
+            logits = case.logits(name)
+        except UnfitFile as error:
+            measurements[item] = nothing(error)
+            why_not.append(str(error))
+            continue
+        measurements[item], same = _measure_parity(case, name, logits, reference)
+        if same < USABLE_ANSWERS:
+            why_not.append(f"{name} answers {same:.0%} of the images as checkpoint.pt does")
+    measurements["03.evidence"] = claims = _measure_export_claims(case, reference)
+    if claims.value is None:
+        why_not.append(claims.detail)
+    return StageMeasurements(measurements, not why_not, "; ".join(why_not))
+
+
+def _measure_parity(
+    case: Case, name: str, logits: Logits, reference: Logits
+) -> tuple[Measurement, float]:
+    """Compare one file with the checkpoint; also return the share of equal predictions."""
+    checks = Checks()
+    for batch in PARITY_BATCHES:
+        expected = reference.held_out[:batch].astype(np.float64)  # which has no overflow here
+        difference = float(np.abs(logits.batches[batch] - expected).max())
+        checks.add(
+            difference <= PARITY_TOLERANCE,
+            f"{name} at batch {batch}: logits up to {difference:.2g} away from checkpoint.pt's, "
+            f"at most {PARITY_TOLERANCE:g} expected",
+        )
+    same = _agreement(logits.held_out, reference.held_out)
+    checks.add(same >= SAME_ANSWERS, f"{name}: {same:.1%} of the predictions are checkpoint.pt's")
+    if name == "model_optimized.pt":
+        left = _batch_norms(case, name)
+        checks.add(left == 0, f"{name}: {left} batch norms are left, 0 expected after freezing")
+    return checks.measurement(f"{name} answers as checkpoint.pt does, at every batch size"), same
+
+
+def _batch_norms(case: Case, name: str) -> int | None:
+    try:
+        inside = case.sandbox.put(case.own(name), name)
+        left = case.sandbox.ask(do="batch_norms", file=inside)
+        return left if type(left) is int else None
+    except UnfitFile:
+        return None
+    finally:
+        case.sandbox.clear()
+
+
+def _measure_export_claims(case: Case, reference: Logits) -> Measurement:
+    try:
+        document = case.document("export.json")
+    except UnfitFile as error:
+        return nothing(error)
+    measured = top1(reference.validation, case.images.validation_labels)
+    checks = Checks()
+    for name in EXPORTED.values():
+        claimed = number(entry(document, "accuracy", name))
+        checks.add(
+            claimed is not None and abs(claimed - measured) <= CLAIM_TOLERANCE,
+            f"export.json says {_shown(claimed)} for {name}, measured {measured:.1%}",
+        )
+        rows = entry(document, "parity", name)
+        checks.add(isinstance(rows, list) and len(rows) > 0, f"no parity is recorded for {name}")
+    return checks.measurement("accuracy of every file confirmed, parity recorded")
+
+
+def measure_quantization(case: Case) -> StageMeasurements:
+    """Every INT8 file against the FP32 model that it was made from: points of accuracy lost."""
+    reference = case.logits("model.onnx")
+    labels = case.images.held_out_labels
+    before = top1(reference.held_out, labels)
+    measurements, why_not = {}, []
+    for item, name in QUANTIZED.items():
+        try:
+            case.own(name)
+            logits = case.logits(name)
+            _require_int8(case, name)
+            _require_same_network(_agreement(logits.held_out, reference.held_out), name)
+        except UnfitFile as error:
+            measurements[item] = nothing(error)
+            why_not.append(str(error))
+            continue
+        lost = 100 * (before - top1(logits.held_out, labels))
+        change = f"loses {lost:.1f}" if lost >= 0 else f"gains {-lost:.1f}"
+        found = f"{name} {change} points against FP32's {before:.1%}, n = {len(labels):,}"
+        measurements[item] = Measurement(round(lost, 3), found)
+    measurements["04.evidence"] = claims = _measure_quantization_claims(case)
+    if claims.value is None:
+        why_not.append(claims.detail)
+    return StageMeasurements(measurements, not why_not, "; ".join(why_not))
+
+
+def _require_int8(case: Case, name: str) -> None:
+    """Refuse a file whose operators do not multiply by weights of eight bits.
+
+    Raises:
+        UnfitFile: they do not.
+    """
+    try:
+        for other in COMPANIONS.get(name, ()):
+            case.sandbox.put(case.own(other), other)
+        inside = case.sandbox.put(case.own(name), name)
+        found = case.sandbox.ask(do="weights", file=inside)
+    finally:
+        case.sandbox.clear()
+    found = found if isinstance(found, dict) else {}
+    int8, others, unknown = (
+        count if type(count := found.get(kind)) is int and count >= 0 else -1
+        for kind in ("int8", "float", "unknown")
+    )
+    if min(int8, others, unknown) < 0:
+        raise UnfitFile(f"{name}: its weights could not be counted")
+    share = int8 / (int8 + others) if int8 + others else 0.0
+    if unknown or share < INT8_WEIGHTS:
+        raise UnfitFile(
+            f"{name} multiplies by {share:.0%} weights of eight bits, expected "
+            f"{INT8_WEIGHTS:.0%} or more: not quantized to INT8"
+        )
+
+
+def _require_same_network(agreement: float, name: str) -> None:
+    """Refuse answers of another network: where FP32 guesses, any other guess loses no accuracy.
+
+    Raises:
+        UnfitFile: they are.
+    """
+    if agreement < INT8_AGREEMENT:
+        raise UnfitFile(
+            f"{name} gives {agreement:.0%} of model.onnx's answers, expected {INT8_AGREEMENT:.0%} "
+            "or more: quantize that model"
+        )
+
+
+def _measure_quantization_claims(case: Case) -> Measurement:
+    try:
+        document = case.document("quantize.json")
+    except UnfitFile as error:
+        return nothing(error)
+    checks = Checks()
+    for name in QUANTIZED.values():
+        claimed = number(entry(document, "variants", name, "accuracy"))
+        try:
+            measured = top1(case.logits(name).validation, case.images.validation_labels)
+        except UnfitFile as error:
+            checks.add(False, str(error))
+            continue
+        checks.add(
+            claimed is not None and abs(claimed - measured) <= INT8_CLAIM_TOLERANCE,
+            f"quantize.json says {_shown(claimed)} for {name}, measured {measured:.1%}",
+        )
+    return checks.measurement("the validation accuracy of every INT8 file is confirmed")
+
+
+def _agreement(logits: Floats, reference: Floats) -> float:
+    return top1(logits, reference[: len(logits)].argmax(1))
+
+
+def _shown(value: float | None) -> str:
+    return "nothing" if value is None else f"{value:.1%}"

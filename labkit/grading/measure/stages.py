@@ -1,0 +1,183 @@
+"""Which measured belongs to which stage; and those that need nothing but JSON."""
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from labkit.data import SPLIT_SIZES
+from labkit.grading.measure.base import (
+    Case,
+    Checks,
+    StageMeasurements,
+    entry,
+    nothing,
+    number,
+    split_indices,
+)
+from labkit.grading.measure.images import TRAINING_IMAGES
+from labkit.grading.measure.models import measure_export, measure_quantization, measure_training
+from labkit.grading.measure.serving import (
+    measure_configuration,
+    measure_pipeline,
+    measure_queries,
+    measure_tuning,
+)
+from labkit.grading.untrusted import UnfitFile, short_line
+from labkit.grading.workdir import write_manifest
+from labkit.report import REPORTED, build_report, marks, validate_report
+from labkit.workspace import Workspace
+
+PAGE_BYTES = 10_000
+MAX_DETAIL = 800  # characters of a sentence for the student
+
+# Which items of the rubric each stage's measured measures.
+MEASURES: dict[str, tuple[str, ...]] = {
+    "01_data": ("01.splits",),
+    "02_train": ("02.accuracy", "02.history"),
+    "03_export": ("03.torchscript", "03.optimized", "03.onnx", "03.evidence"),
+    "04_quantize": ("04.torchscript", "04.onnx", "04.openvino", "04.evidence"),
+    "05_configure": ("05.configs", "05.served"),
+    "06_serve": ("06.answers",),
+    "07_tune": ("07.tuned",),
+    "10_pipeline": ("10.answers",),
+    "08_report": ("08.report",),
+}
+
+
+def measure_stage(stage: str, case: Case) -> StageMeasurements:
+    """Measure what a stage has made.
+
+    Args:
+        stage: Such as `03_export`.
+        case: The submission: what the stage was given and what it made.
+
+    Returns:
+        A measurement for every item of the stage, also where nothing could be measured.
+    """
+    try:
+        return _printable(MEASURERS[stage](case))
+    except UnfitFile as error:  # of what the stage was given, or a sandbox that was stopped
+        missing = dict.fromkeys(MEASURES[stage], nothing(error))
+        return _printable(StageMeasurements(missing, False, str(error)))
+
+
+def _printable(measured: StageMeasurements) -> StageMeasurements:
+    """Return a measured whose sentences fit a page, whatever strangers' text is quoted in them."""
+    told = {
+        item: replace(measured, detail=short_line(measured.detail, MAX_DETAIL))
+        for item, measured in measured.measurements.items()
+    }
+    return replace(measured, measurements=told, why_not=short_line(measured.why_not, MAX_DETAIL))
+
+
+def measure_data(case: Case) -> StageMeasurements:
+    """The splits: sizes, range, no image twice, every class in equal shares."""
+    indices = split_indices(case.document("splits.json"))
+    checks = Checks()
+    sizes = {name: len(part) for name, part in indices.items()}
+    usable = checks.add(sizes == SPLIT_SIZES, f"got sizes {sizes}, expected {SPLIT_SIZES}")
+    together = np.concatenate([np.asarray(part, np.int64) for part in indices.values()])
+    repeated = len(together) - len(np.unique(together))
+    usable &= checks.add(repeated == 0, f"{repeated} images are in more than one part, or twice")
+    usable &= checks.add(
+        bool(((together >= 0) & (together < TRAINING_IMAGES)).all()),
+        f"some indices are not among the {TRAINING_IMAGES:,} training images",
+    )
+    if usable:
+        counts = [
+            np.bincount(case.images.training_labels[np.asarray(part)], minlength=10)
+            for part in indices.values()
+        ]
+        checks.add(
+            all(int(np.ptp(count)) <= 0.05 * count.mean() for count in counts),
+            "the classes do not have equal shares in every part",
+        )
+    measurement = checks.measurement("three parts of the right sizes, no image in two of them")
+    why_not = "" if usable else measurement.detail
+    try:
+        require_statistics(case.document("statistics.json"))
+    except UnfitFile as error:
+        usable, why_not = False, why_not or str(error)
+    return StageMeasurements({"01.splits": measurement}, usable, why_not)
+
+
+def require_statistics(document: Any) -> None:
+    """Refuse a `statistics.json` that no network can be trained with.
+
+    Raises:
+        UnfitFile: mean and standard deviation are not three numbers each, of pixels in [0, 1].
+    """
+    for name, low, high in (("mean", 0.3, 0.7), ("std", 0.1, 0.4)):
+        values = entry(document, name)
+        found = [number(value) for value in values] if isinstance(values, list) else []
+        if len(found) != 3 or not all(v is not None and low <= v <= high for v in found):
+            raise UnfitFile(
+                f"statistics.json: {name} is no list of three numbers between {low:g} and {high:g}"
+            )
+
+
+def measure_report(case: Case) -> StageMeasurements:
+    """The report fits its schema, shows what was measured, and its values are the evidence's."""
+    checks = Checks()
+    report = case.document("report.json")
+    page = case.own("report.html")
+    problem = _report_problem(case, report)
+    checks.add(not problem, problem)
+    rows = report.get("variants")
+    rows = rows if isinstance(rows, list) else []
+    names = [entry(row, "name") for row in rows]
+    checks.add(names == list(REPORTED), "report.json has not a row for every variant")
+    checks.add(page.stat().st_size > PAGE_BYTES, "report.html is nearly empty")
+    measurement = checks.measurement("every value of the report is the one in its evidence file")
+    return StageMeasurements({"08.report": measurement}, True)
+
+
+def _report_problem(case: Case, report: Any) -> str:
+    """Hold a report against the evidence that the notebook was given; say what is wrong."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        workspace = Workspace(root, root / "model_repository")
+        workspace.artifacts.mkdir()
+        for name, path in case.given.items():
+            shutil.copyfile(path, workspace.path(name))
+        write_manifest(workspace.root, case.given)
+        try:
+            validate_report(report, workspace)
+            return _left_out(report, build_report(workspace))
+        except Exception as error:  # of a stranger's JSON, anything
+            return f"report.json: {(str(error) or type(error).__name__).splitlines()[0][:300]}"
+
+
+def _left_out(report: Any, expected: dict[str, Any]) -> str:
+    """Say which values that were measured a report does not show."""
+    shown = _places(report)
+    missing = [place for place in _places(expected) if place not in shown]
+    if not missing:
+        return ""
+    file, pointer = missing[0]
+    count = f"{len(missing):,} values that were measured"
+    return f"report.json leaves out {count}, such as {file}{pointer}"
+
+
+def _places(report: Any) -> dict[tuple[str, str], None]:
+    """Return file and place of every value that a report shows, in its order."""
+    found = (mark["evidence"] for mark in marks(report))
+    return dict.fromkeys((place["file"], place["pointer"]) for place in found)
+
+
+MEASURERS: dict[str, Callable[[Case], StageMeasurements]] = {
+    "01_data": measure_data,
+    "02_train": measure_training,
+    "03_export": measure_export,
+    "04_quantize": measure_quantization,
+    "05_configure": measure_configuration,
+    "06_serve": measure_queries,
+    "07_tune": measure_tuning,
+    "10_pipeline": measure_pipeline,
+    "08_report": measure_report,
+}

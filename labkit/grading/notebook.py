@@ -1,0 +1,327 @@
+"""A notebook that a stranger has written: read for everything that grading does, made ready to run.
+
+Nothing in it may stop the grader: all that can be wrong ends in an `IntakeError`, which says so in
+a sentence. Only what counts is taken over: the cells' kinds, sources, ids, tags and nbgrader's
+names. Outputs and other metadata, which editors and platforms damage, are not looked at.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from labkit.errors import LabError
+from labkit.grading.limits import MIB
+from labkit.grading.untrusted import MAX_CLASS, UnfitFile, read_plain, short_line
+
+MAX_NOTEBOOK_BYTES: Final = 20 * MIB
+MAX_PARTS: Final = 500_000  # objects and lists: each takes hundreds of bytes once parsed
+MAX_CELLS: Final = 2_000
+CELL_ID: Final = re.compile(r"[a-zA-Z0-9-_]{1,64}")
+INJECTED: Final = "injected-parameters"  # tag of the cell that papermill adds
+CODE_KINDS: Final = frozenset({"code", "markdown", "raw"})
+
+
+class IntakeError(LabError):
+    """Something that was handed in cannot be used."""
+
+
+class NotebookNode(dict[str, Any]):
+    """A notebook, or a part of one: its keys are attributes too, as nbformat has them."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self[name] = value
+
+
+def read_notebook(path: Path, limit_bytes: int = MAX_NOTEBOOK_BYTES) -> NotebookNode:
+    """Read a stranger's notebook of format 2, 3 or 4, in any encoding that JSON may have.
+
+    Args:
+        path: A regular file; a link is not followed.
+        limit_bytes: Largest accepted size.
+
+    Returns:
+        A notebook of format 4.5, without outputs.
+
+    Raises:
+        IntakeError: it cannot be read, is too large, or is not a notebook.
+    """
+    try:
+        content = read_plain(path.parent, path.name, limit_bytes / MIB)
+    except (UnfitFile, OSError) as error:
+        raise IntakeError(
+            f"{error}; expected a notebook of at most {limit_bytes / MIB:g} MiB: clear its "
+            "outputs, save it and hand it in again"
+        ) from error
+    if content.count(b"{") + content.count(b"[") > MAX_PARTS:
+        raise IntakeError(
+            f"{path.name} has more than {MAX_PARTS:,} parts: clear its outputs and save it again"
+        )
+    record = _parse(path.name, content)
+    try:
+        cells = [make_cell(**_fields(raw)) for raw in _raw_cells(record)]
+        metadata = record.get("metadata")
+        kernel = metadata.get("kernelspec") if isinstance(metadata, dict) else None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise IntakeError(
+            f"{path.name} is not a valid notebook ({type(error).__name__}: {_first_line(error)}): "
+            "open it in JupyterLab, save it and hand it in again"
+        ) from error
+    if len(cells) > MAX_CELLS:
+        raise IntakeError(f"{path.name} has {len(cells):,} cells, expected at most {MAX_CELLS:,}")
+    repair_ids(cells)
+    return make_notebook(cells, kernel if isinstance(kernel, dict) else {})
+
+
+def _parse(name: str, content: bytes) -> dict[str, Any]:
+    """Parse a notebook file that may be built to break the parser.
+
+    NaN, which is not JSON and which some tools write, becomes null. Halves of characters, which
+    cannot be written again, become question marks.
+    """
+    try:
+        text = content.decode(json.detect_encoding(content), "surrogatepass").lstrip("\ufeff")
+        record = json.loads(text, parse_constant=lambda constant: None)
+        if "\\ud" in text.lower() or not _is_writable(text):
+            text = json.dumps(record, ensure_ascii=False).encode(errors="replace").decode()
+            record = json.loads(text, parse_constant=lambda constant: None)
+    except (ValueError, RecursionError) as error:  # also of numbers with thousands of digits
+        raise IntakeError(
+            f"{name} is not JSON ({type(error).__name__}: {_first_line(error)}), expected a "
+            "notebook: save it in JupyterLab and hand it in again"
+        ) from error
+    version = record.get("nbformat") if isinstance(record, dict) else None
+    if type(version) is not int:
+        raise IntakeError(
+            f"{name} is JSON, but not a notebook: save it in JupyterLab and hand it in again"
+        )
+    if version not in (2, 3, 4):
+        raise IntakeError(
+            f"{name} has notebook format {short_line(str(version), MAX_CLASS)}, expected 4: save "
+            "it in JupyterLab and hand it in again"
+        )
+    return record
+
+
+def _is_writable(text: str) -> bool:
+    """Return whether a text holds no half of a character."""
+    try:
+        text.encode()
+        return True
+    except UnicodeEncodeError:
+        return False
+
+
+def _raw_cells(record: Mapping[str, Any]) -> list[Any]:
+    """Return the cells as they are in the file; before format 4 they lie in worksheets.
+
+    Raises:
+        ValueError: there is no list of them.
+    """
+    if record["nbformat"] == 4:
+        found = record.get("cells")
+    else:
+        sheets = record.get("worksheets")
+        found = [cell for sheet in sheets for cell in sheet["cells"]] if sheets else None
+    if not isinstance(found, list):
+        raise ValueError("it has no list of cells")
+    return found
+
+
+def _fields(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is taken over of one cell.
+
+    Raises:
+        ValueError, TypeError, AttributeError: it is no cell.
+    """
+    kind, source = raw["cell_type"], raw.get("source", raw.get("input", ""))
+    if kind == "heading":  # of format 3
+        kind, source = "markdown", "#" * min(6, int(raw.get("level", 1))) + " " + "".join(source)
+    text = source if isinstance(source, str) else "".join(source)
+    metadata = raw.get("metadata")
+    metadata = metadata if isinstance(metadata, dict) else {}
+    tags_ = metadata.get("tags")
+    return {
+        "kind": kind if kind in CODE_KINDS else "raw",
+        "source": text,
+        "identity": str(raw.get("id") or ""),
+        "nbgrader": metadata.get("nbgrader"),
+        "tags": [tag for tag in tags_ if isinstance(tag, str)] if isinstance(tags_, list) else [],
+    }
+
+
+def make_cell(
+    kind: str, source: str, identity: str = "", nbgrader: Any = None, tags: list[str] | None = None
+) -> NotebookNode:
+    """Return a cell of format 4.5, without outputs."""
+    metadata = NotebookNode()
+    if isinstance(nbgrader, dict):
+        metadata["nbgrader"] = NotebookNode(nbgrader)
+    if tags:
+        metadata["tags"] = tags
+    cell = NotebookNode(cell_type=kind, id=identity, metadata=metadata, source=source)
+    if kind == "code":
+        cell.update(outputs=[], execution_count=None)
+    return cell
+
+
+def make_notebook(cells: list[NotebookNode], kernelspec: Mapping[str, Any]) -> NotebookNode:
+    """Return a notebook of format 4.5."""
+    metadata = NotebookNode(kernelspec=NotebookNode(kernelspec), language_info={"name": "python"})
+    return NotebookNode(cells=cells, metadata=metadata, nbformat=4, nbformat_minor=5)
+
+
+def repair_ids(cells: list[NotebookNode]) -> None:
+    """Give a cell whose id is missing, invalid or taken another one, the same in every run."""
+    taken: set[str] = set()
+    for number, cell in enumerate(cells):
+        identity = str(cell.get("id") or "")
+        if not CELL_ID.fullmatch(identity) or identity in taken:
+            identity = f"cell-{number}"
+            while identity in taken:
+                identity += "x"
+        taken.add(identity)
+        cell["id"] = identity
+
+
+def grade_id(cell: NotebookNode) -> str:
+    """Return the name that nbgrader's metadata gives a cell; empty for other cells."""
+    entry = cell.metadata.get("nbgrader")
+    name = entry.get("grade_id") if isinstance(entry, Mapping) else None
+    return name if isinstance(name, str) else ""
+
+
+def grade_ids(notebook: NotebookNode) -> frozenset[str]:
+    """Return the names of all cells that have one, see `grade_id`."""
+    return frozenset(map(grade_id, notebook.cells)) - {""}
+
+
+def tags(cell: NotebookNode) -> list[str]:
+    """Return the tags of a cell."""
+    return list(cell.metadata.get("tags", []))
+
+
+def _first_line(error: Exception) -> str:
+    """Return what an error says, without the explanations that follow."""
+    return short_line(str(error).partition("\n")[0])
+
+
+PARAMETERS = "parameters"
+KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
+SETS_A_PARAMETER = re.compile(r"""^(profile|workspace)\s*=\s*["']""", re.MULTILINE)
+IMPORTS = re.compile(r"^(import|from)\s+\w", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A notebook as the grader runs it.
+
+    Attributes:
+        notebook: Valid, without outputs.
+        notes: What was changed, for the student: a sentence each.
+    """
+
+    notebook: NotebookNode
+    notes: list[str]
+
+
+def prepare(
+    notebook: NotebookNode, reference: NotebookNode, profile: str, workspace: str
+) -> Prepared:
+    """Return a student's notebook as the grader runs it; the one given stays as it is.
+
+    Args:
+        notebook: As `read_notebook` returns it.
+        reference: The same stage's notebook as it was handed out: its check cells count.
+        profile: `smoke`, `standard` or `full`; written only where no cell has the parameters.
+        workspace: The folder of the run, likewise.
+    """
+    notes: list[str] = []
+    cells = [_clean(cell) for cell in notebook.cells if INJECTED not in tags(cell)]
+    if len(cells) < len(notebook.cells):
+        notes.append("a cell that papermill had added in an earlier run was left out")
+    _put_checks_back(cells, reference, notes)
+    _keep_one_parameters_cell(cells, profile, workspace, notes)
+    named = notebook.metadata.get("kernelspec", {}).get("name") or KERNEL["name"]
+    kernel = short_line(str(named), MAX_CLASS)
+    if kernel != KERNEL["name"]:
+        notes.append(f"it was run with the kernel python3, not with {kernel}")
+    repair_ids(cells)
+    return Prepared(make_notebook(cells, KERNEL), notes)
+
+
+def _clean(cell: NotebookNode) -> NotebookNode:
+    """Return a new cell with source, id, nbgrader's metadata and the tag that the grader needs.
+
+    Outputs, attachments, and what other tools or other tags would make of the cell, are dropped.
+    """
+    about = None
+    if name := grade_id(cell):
+        entry = cell.metadata.nbgrader
+        flags = {key: entry.get(key) is True for key in ("grade", "locked", "solution")}
+        about = {"grade_id": name, "schema_version": 3, "task": False, **flags}
+    kept = [PARAMETERS] if PARAMETERS in tags(cell) else []
+    return make_cell(cell.cell_type, cell.source, str(cell.get("id") or ""), about, kept)
+
+
+def _put_checks_back(cells: list[NotebookNode], reference: NotebookNode, notes: list[str]) -> None:
+    """Give the check cells their source back, where the student changed it."""
+    for check in reference.cells:
+        flags = check.metadata.get("nbgrader", {})
+        if not (flags.get("grade") and flags.get("locked") and check.cell_type == "code"):
+            continue
+        name = grade_id(check)
+        found = [index for index, cell in enumerate(cells) if grade_id(cell) == name]
+        if not found:
+            notes.append(f"the check cell {name} is missing; its exercise is graded all the same")
+        for index in found:
+            if _as_read(cells[index]) != _as_read(check):
+                notes.append(f"the check cell {name} was put back")
+            cells[index] = _clean(check)
+
+
+def _as_read(cell: NotebookNode) -> tuple[str, list[str]]:
+    """Return what a person would compare of two cells: no blanks at the ends of lines."""
+    return cell.cell_type, [line.rstrip() for line in cell.source.strip().splitlines()]
+
+
+def _keep_one_parameters_cell(
+    cells: list[NotebookNode], profile: str, workspace: str, notes: list[str]
+) -> None:
+    """Make exactly one code cell the one that papermill's parameters follow."""
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    tagged = [cell for cell in cells if tags(cell)]
+    chosen = next((cell for cell in tagged if cell.cell_type == "code"), None)
+    for cell in tagged:
+        cell.metadata["tags"] = []
+    if chosen is None and (setting := [cell for cell in code if _set_here(cell)]):
+        chosen = max(setting, key=_set_here)  # the first of the best
+        notes.append("the cell that sets profile and workspace got its tag `parameters` back")
+    elif chosen is None:
+        source = f"profile = {profile!r}\nworkspace = {workspace!r}"
+        chosen = make_cell("code", source, "added-parameters")
+        cells.insert(_after_imports(cells), chosen)
+        notes.append("a cell that sets profile and workspace was missing and was added")
+    elif len(tagged) > 1:
+        notes.append(f"{len(tagged)} cells were tagged `parameters`; the first one kept the tag")
+    chosen.metadata["tags"] = [PARAMETERS]
+
+
+def _set_here(cell: NotebookNode) -> int:
+    """Return how many of the two parameters a cell sets to a literal."""
+    return len(set(SETS_A_PARAMETER.findall(cell.source)))
+
+
+def _after_imports(cells: list[NotebookNode]) -> int:
+    """Return the place behind the first cell with imports; before all code where there is none."""
+    code = [index for index, cell in enumerate(cells) if cell.cell_type == "code"]
+    imports = (index + 1 for index in code if IMPORTS.search(cells[index].source))
+    return next(imports, code[0] if code else len(cells))

@@ -1,1 +1,0 @@
-"""Programs that run inside the sandbox, by path: they read a request and leave raw numbers."""

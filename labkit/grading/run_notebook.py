@@ -1,0 +1,293 @@
+"""Run one notebook of a submission in the sandbox, take out what it made, call its exercises."""
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from labkit.chain import CellFinding, first_line_of
+from labkit.errors import LabError
+from labkit.grading.carry_forward import StageOutputs, take_out
+from labkit.grading.exercises import ask_exercises
+from labkit.grading.exercises.ask import FOLDER, LookInto
+from labkit.grading.limits import MIB, Limits
+from labkit.grading.notebook import INJECTED, PARAMETERS, NotebookNode, make_cell, tags
+from labkit.grading.results import (
+    ERROR,
+    GRADER_ERROR,
+    OK,
+    OOM,
+    OUTPUT,
+    SHORTAGE,
+    STOPPED,
+    TIMEOUT,
+)
+from labkit.grading.sandbox import Isolation, Program, Stopped
+from labkit.grading.untrusted import MAX_CLASS, short_line
+from labkit.grading.watch import Outcome
+from labkit.grading.workdir import Workdir, open_workdir
+from labkit.workspace import write_text
+
+EXECUTED, LOG = "executed.ipynb", "log.txt"
+START_S = 120.0
+
+# What the kernel says when there was no memory left: Python, numpy, torch, the C library.
+MEMORY_ERRORS = frozenset({"MemoryError", "_ArrayMemoryError", "OutOfMemoryError"})
+MEMORY_MESSAGES = (
+    "can't allocate memory",
+    "Unable to allocate",
+    "Cannot allocate memory",
+    "std::bad_alloc",
+)
+
+
+class NotStarted(LabError):
+    """The grader's own program did not start in the sandbox."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One notebook to run.
+
+    Attributes:
+        stage: Such as `03_export`.
+        notebook: As `prepare` returned it.
+        artifacts: Artifact → file, given to it.
+        repository: Model repository given to it; None for none.
+        folder: The submission's folder, as taken in.
+        files: Further files of it.
+        beside: The notebook's own folder in it.
+        profile: `smoke`, `standard` or `full`.
+        limits: What it may use.
+        keep: Where its files, executed notebook and log are kept.
+        parent: Where its workdir is made.
+        home: What its home folder begins with, see `workdir.make_home`.
+        seed: Chooses the hidden inputs of its exercises.
+        exercises: Those that count.
+        runtime: What serves models for it, `stand-in` or `native`.
+    """
+
+    stage: str
+    notebook: NotebookNode
+    artifacts: dict[str, Path]
+    repository: Path | None
+    folder: Path
+    files: Iterable[str]
+    beside: Path
+    profile: str
+    limits: Limits
+    keep: Path
+    parent: Path
+    home: Path
+    seed: int = 0
+    exercises: Sequence[str] = ()
+    runtime: str = "stand-in"
+
+
+@dataclass
+class Ran:
+    """What became of a notebook.
+
+    Attributes:
+        outcome: What it used.
+        verdict: One of `results.VERDICTS`.
+        reason: One sentence; empty when `ok`.
+        outputs: What it left.
+        answers: Exercise → answers to the hidden inputs, see `ask_exercises`.
+    """
+
+    outcome: Outcome
+    verdict: str = OK
+    reason: str = ""
+    outputs: StageOutputs = field(default_factory=StageOutputs)
+    answers: dict[str, Any] = field(default_factory=dict)
+
+
+def run_notebook(
+    job: Job, isolation: Isolation, look_into: LookInto = lambda content, probe: {}
+) -> Ran:
+    """Run a notebook's cells, keep what it made, then call its exercises in the same kernel.
+
+    What it made is taken out before a hidden input goes in.
+
+    Args:
+        job: The notebook and what it is given.
+        isolation: How to confine it.
+        look_into: Asks a model file that an exercise has written.
+    """
+    job.keep.mkdir(parents=True, exist_ok=True)
+    cells = _with_parameters(job)
+    with open_workdir(job.parent, isolation) as workdir:
+        _fill(workdir, job)
+        sandbox = workdir.sandbox(job.profile, runtime=job.runtime)
+        source = FOLDER / "run_cells.py"
+        with Program(
+            source, isolation, sandbox, job.limits, workdir.writable, workdir.log
+        ) as program:
+            try:
+                reports = _run_cells(program, job, workdir, [cell.source for cell in cells])
+            except NotStarted as error:
+                return Ran(program.outcome, GRADER_ERROR, str(error))
+            ran = Ran(program.outcome, outputs=take_out(job.stage, workdir.run, job.keep))
+            if program.breach is None and job.exercises:
+                program.extend()
+                ran.answers = ask_exercises(program, job.stage, job.seed, job.exercises, look_into)
+        _keep_log(workdir.log, job.keep / LOG, job.limits.output_mib)
+    _keep_notebook(job, cells, reports)
+    ran.verdict, ran.reason = _verdict(ran.outcome, cells, reports)
+    return ran
+
+
+def _fill(workdir: Workdir, job: Job) -> None:
+    """Put everything into the workdir that the notebook is given."""
+    workdir.put_artifacts(job.artifacts)
+    workdir.put_repository(job.repository)
+    workdir.put_home(job.home)
+    workdir.put_files(job.folder, job.files, job.beside)
+    source = workdir.lab / "notebooks" / f"{job.stage}.ipynb"
+    source.unlink(missing_ok=True)
+    source.write_text(json.dumps(job.notebook), encoding="utf-8")
+    workdir.hand_over()
+
+
+def _with_parameters(job: Job) -> list[NotebookNode]:
+    """Return the code cells to run, that of the grader's parameters after the student's."""
+    cells: list[NotebookNode] = []
+    for cell in job.notebook.cells:
+        if cell.cell_type == "code" and cell.source.strip():
+            cells.append(cell)
+        if PARAMETERS in tags(cell):
+            cells.append(make_cell("code", "", INJECTED, tags=[INJECTED]))
+    return cells
+
+
+def _run_cells(program: Program, job: Job, workdir: Workdir, sources: list[str]) -> dict[int, Any]:
+    """Have the cells run; return number → what the program in the sandbox saw of each."""
+    injected = f"profile = {job.profile!r}\nworkspace = {workdir.seen(workdir.run)!r}"
+    reports: dict[int, Any] = {}
+    ready = False
+    try:
+        program.hear(START_S)
+        ready = True
+        program.tell(
+            do="cells",
+            sources=[source or injected for source in sources],
+            folder=program.folder,
+            cell_s=job.limits.cell_s,
+            cell_cpu_s=job.limits.cell_cpu_s,
+            output_bytes=2 * job.limits.output_mib * MIB,
+        )
+        while not (said := program.hear()).get("done"):
+            if type(said.get("cell")) is int:
+                reports[said["cell"]] = said
+        if said.get("failure") and not reports:
+            raise NotStarted(str(said["failure"])[:300])
+    except Stopped as error:
+        if not ready:
+            raise NotStarted(f"what runs notebooks did not start: {error}") from error
+    return reports
+
+
+def _findings(cells: Sequence[NotebookNode], reports: Mapping[int, Any]) -> list[CellFinding]:
+    """Return what was seen of each of the student's cells, in order."""
+    numbered = [(n, cell) for n, cell in enumerate(cells) if INJECTED not in tags(cell)]
+    findings = []
+    for number, (place, cell) in enumerate(numbered, start=1):
+        report = reports.get(place, {})
+        shown = report.get("outputs")
+        errors = [o for o in shown if o.get("output_type") == "error"] if shown else [{}]
+        error = errors[0] if errors else {}
+        findings.append(
+            CellFinding(
+                number,
+                len(numbered),
+                short_line(first_line_of(cell.source)),
+                report.get("ended") in ("ok", "error", "late", "flood"),
+                short_line(str(error.get("ename") or ""), MAX_CLASS),
+                short_line(str(error.get("evalue") or "")),
+            )
+        )
+    return findings
+
+
+def _verdict(
+    outcome: Outcome, cells: Sequence[NotebookNode], reports: Mapping[int, Any]
+) -> tuple[str, str]:
+    """Say how a notebook ended: the limit that stopped it, else what was seen of its cells."""
+    ended = [reports.get(place, {}).get("ended") for place, cell in enumerate(cells)
+             if INJECTED not in tags(cell)]  # fmt: skip
+    findings = _findings(cells, reports)
+    if outcome.verdict == SHORTAGE:
+        return GRADER_ERROR, f"the grader's machine was short: the notebook {outcome.reason}"
+    if outcome.verdict != OK:
+        return outcome.verdict, f"the notebook was stopped: it {outcome.reason}"
+    if "flood" in ended:
+        return OUTPUT, "the notebook was stopped: it showed more than is kept"
+    return verdict_of(findings, ended)
+
+
+def verdict_of(findings: Sequence[CellFinding], ended: Sequence[str | None]) -> tuple[str, str]:
+    """Say how a notebook that was not stopped ended, by what was seen of its cells.
+
+    Args:
+        findings: Of each cell.
+        ended: How each ended, see `inside.run_cells`; None where it did not begin.
+
+    Returns:
+        `OK`, `ERROR`, `TIMEOUT`, `STOPPED` or `OOM`, and one sentence; it is empty with `OK`.
+    """
+    raised = [finding for finding in findings if finding.ename]
+    late = [finding for finding, how in zip(findings, ended, strict=True) if how == "late"]
+    if exhausted := [finding for finding in raised if _out_of_memory(finding)]:
+        return OOM, _told(exhausted[0])
+    if silent := [finding for finding in findings if not finding.ran]:
+        rest = f", nor did {len(silent) - 1} others" if len(silent) > 1 else ""
+        earlier = f"; before that, {_told(raised[0])}" if raised else ""
+        return STOPPED, (
+            f"{silent[0].where} did not run to its end{rest}: the kernel had ended there, by "
+            f"exit(), a signal or a crash{earlier}"
+        )
+    if late:
+        return TIMEOUT, f"{late[0].where} was not done at its limit and was interrupted there"
+    if raised:
+        more = f"; {len(raised) - 1} more raised as well" if len(raised) > 1 else ""
+        return ERROR, _told(raised[0]) + more
+    return (OK, "") if findings else (STOPPED, "the notebook has no code cell")
+
+
+def _told(finding: CellFinding) -> str:
+    """Return where which error was raised."""
+    return f"{finding.where}: {finding.ename}" + (f": {finding.evalue}" if finding.evalue else "")
+
+
+def _out_of_memory(finding: CellFinding) -> bool:
+    """Return whether a cell's error says that there was no memory left."""
+    return finding.ename in MEMORY_ERRORS or any(
+        message in finding.evalue for message in MEMORY_MESSAGES
+    )
+
+
+def _keep_notebook(job: Job, cells: list[NotebookNode], reports: Mapping[int, Any]) -> None:
+    """Write the executed notebook: the student's cells, and what was seen of each."""
+    place = {id(cell): number for number, cell in enumerate(cells)}
+    kept = []
+    for cell in job.notebook.cells:
+        report = reports.get(place.get(id(cell), -1))
+        copy = {key: value for key, value in cell.items() if key != "metadata"}
+        copy["metadata"] = dict(cell.metadata)
+        if report is not None:
+            copy["outputs"] = report.get("outputs") or []
+            copy["execution_count"] = report.get("count")
+            copy["metadata"]["labkit"] = {"ended": report.get("ended")}
+        kept.append(copy)
+    notebook = {**job.notebook, "cells": kept}
+    write_text(job.keep / EXECUTED, json.dumps(notebook, ensure_ascii=True))
+
+
+def _keep_log(log: Path, target: Path, limit_mib: float) -> None:
+    """Keep the beginning and, where it is long, no more of what a notebook printed."""
+    with log.open("rb") as source, target.open("wb") as kept:
+        kept.write(source.read(int(limit_mib * MIB)))
+    shutil.copymode(log, target)

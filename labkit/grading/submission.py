@@ -1,0 +1,341 @@
+"""A submission: whose it is, its plain files, and which of them are the notebooks."""
+
+import hashlib
+import multiprocessing
+import os
+import re
+import resource
+import shutil
+import stat
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+
+from labkit.chain import STAGES
+from labkit.grading.find_notebooks import (
+    NotebookFound,
+    NotebookProblem,
+    find_notebooks,
+    notebook_name,
+)
+from labkit.grading.notebook import IntakeError, NotebookNode
+from labkit.grading.results import GRADED, MISSING, REJECTED
+from labkit.grading.roster import MOODLE, Name, read_name
+from labkit.grading.unpack import IGNORED, Rejected, take
+from labkit.grading.untrusted import short_name
+
+MAX_NOTES = 20
+ARCHIVES = (".zip", ".rar", ".7z", ".gz", ".tgz", ".tar", ".bz2", ".xz")
+# Letters of other scripts that look like Latin ones, lower case.
+LOOK_ALIKE = str.maketrans("аеорсухіјѕԁһԛԝɡοαενικρτυχ", "aeopcyxijsdhqwgoaevikptux")
+MAX_SLUG = 40
+LIMIT_S = 60.0  # for reading one submission
+HASHED_NAME = re.compile(r".*-[0-9a-f]{10}")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One submission, as it was handed in.
+
+    Attributes:
+        student: Name of the folder, or of the zip without its ending; of a platform's download the
+            person's name as it stands there.
+        paths: Name in the submission → the file; for a folder or zip only that, under "".
+        is_zip: Whether it is one zip.
+        platform: `canvas` or `moodle`, where one has named it.
+        user: That platform's own number for the person.
+        prefix: What it expects before the names of files that are given back.
+        late: Whether the platform says that it is late.
+        notes: What is to be known about it, a sentence each.
+    """
+
+    student: str
+    paths: Mapping[str, Path]
+    is_zip: bool = False
+    platform: str = ""
+    user: str = ""
+    prefix: str = ""
+    late: bool = False
+    notes: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> Path:
+        """The folder or zip, or the first of its files."""
+        return next(iter(self.paths.values()))
+
+
+@dataclass(frozen=True)
+class Found:
+    """What lies in a folder of submissions.
+
+    Attributes:
+        sources: The submissions, by name.
+        left_out: A sentence per thing that is none.
+        notebooks: Of these, the names of notebooks and archives: somebody's work.
+    """
+
+    sources: list[Source]
+    left_out: list[str]
+    notebooks: list[str]
+
+
+@dataclass(frozen=True)
+class Intake:
+    """A submission as plain files.
+
+    Attributes:
+        student: See `Source`.
+        status: `REJECTED`, or `GRADED` where there is something to grade.
+        folder: The files, without the folders that hold nothing but one folder.
+        reason: Where rejected, why: one sentence.
+        notebooks: Stage → its notebook.
+        problems: Stage → why it has none. A stage is in one of the two, unless rejected.
+        other_files: Names below `folder` of everything else.
+        notes: What was left out, a sentence each.
+        sha256: Over the names and bytes of all files; equal for a folder and its zip.
+    """
+
+    student: str
+    status: str
+    folder: Path
+    reason: str = ""
+    notebooks: dict[str, NotebookFound] = field(default_factory=dict)
+    problems: dict[str, NotebookProblem] = field(default_factory=dict)
+    other_files: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    sha256: str = ""
+
+
+def find_submissions(folder: Path) -> Found:
+    """Return the submissions in a folder, which may be what a learning platform lets download.
+
+    Canvas gives loose files, Moodle a folder for each student or loose files as well; their names
+    say whose they are. Anything else is a folder or zip for each student.
+
+    Raises:
+        IntakeError: it is not a folder, or holds no submission.
+    """
+    if not folder.is_dir():
+        raise IntakeError(
+            f"{folder} is not a folder: give the folder that holds one folder or zip per student, "
+            "or the unpacked download of Canvas or Moodle"
+        )
+    sources: list[Source] = []
+    left_out: list[str] = []
+    lost: list[str] = []
+    named: dict[tuple[str, str, str], list[tuple[Name, Path]]] = defaultdict(list)
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or path.name in IGNORED:
+            continue
+        mode, name = path.lstat().st_mode, read_name(unicodedata.normalize("NFC", path.name))
+        plain = stat.S_ISDIR(mode) or stat.S_ISREG(mode)
+        if name and plain and (name.file or stat.S_ISDIR(mode)) and _fits(name, mode):
+            if not name.is_text:
+                named[name.platform, name.person, name.user].append((name, path))
+        elif stat.S_ISDIR(mode):
+            sources.append(Source(_student(path.name), {"": path}))
+        elif stat.S_ISREG(mode) and path.suffix.lower() == ".zip":
+            sources.append(Source(_student(path.stem), {"": path}, is_zip=True))
+        else:
+            what = "a link" if stat.S_ISLNK(mode) else "neither a folder nor a zip"
+            left_out.append(f"left out: {short_name(path.name)} is {what}")
+            if notebook_name(path.name) or path.suffix.lower() in ARCHIVES:
+                lost.append(short_name(path.name))
+    sources += [_of_platform(files) for files in named.values()]
+    if not sources:
+        found = "; ".join(left_out[:MAX_NOTES]) or "it is empty"
+        raise IntakeError(
+            f"{folder} holds no submission ({found}): expected one folder or one zip per student"
+        )
+    return Found(_told_apart(sources), left_out, lost)
+
+
+def _fits(name: Name, mode: int) -> bool:
+    """Return whether a platform gives something of that name: Canvas gives files only."""
+    return name.platform == MOODLE or not stat.S_ISDIR(mode)
+
+
+def _of_platform(files: list[tuple[Name, Path]]) -> Source:
+    """Return what one person has handed in on a platform; of the same name the latest counts."""
+    first = files[0][0]
+    late = any(name.late for name, _ in files)
+    notes, latest = [], {}
+    for name, path in sorted(files, key=lambda entry: entry[0].again):
+        if name.file and name.file in latest:
+            notes.append(f"{short_name(name.file)} was handed in again: the latest counts")
+        latest[name.file or path.name] = path
+    folders = [path for name, path in files if not name.file]
+    if len(files) == 1 and folders:
+        latest = {"": folders[0]}
+    return Source(
+        _student(first.person),
+        latest,
+        platform=first.platform,
+        user=first.user,
+        prefix=first.prefix,
+        late=late,
+        notes=tuple(notes),
+    )
+
+
+def _student(name: str) -> str:
+    """Return a student's name as every system would write it, on one line."""
+    normal = unicodedata.normalize("NFC", name).strip()
+    return "".join(char if char.isprintable() else "_" for char in normal) or "_"
+
+
+def _told_apart(sources: list[Source]) -> list[Source]:
+    """Return the submissions by name, each under one of its own; nobody is stopped for another.
+
+    Of the same name, the platform's number or the file's own name is added; those that only look
+    alike keep theirs. Both kinds are marked.
+    """
+    same = Counter(source.student for source in sources)
+    alike = Counter(look(source.student) for source in sources)
+    found, taken = [], set()
+    for source in sources:
+        name, notes = source.student, list(source.notes)
+        if same[name] > 1:
+            name = _student(f"{name} ({source.user or source.path.name})")
+        if alike[look(source.student)] > 1:
+            notes.append("another submission has the same name or one that looks like it: "
+                         "see whose is whose")  # fmt: skip
+        while name in taken:
+            name += "'"
+        taken.add(name)
+        found.append(replace(source, student=name, notes=tuple(notes)))
+    return sorted(found, key=lambda source: (source.student.casefold(), source.student))
+
+
+def look(name: str) -> str:
+    """Return what a name looks like: the same for Ada, ada and Аda with a Cyrillic letter."""
+    plain = unicodedata.normalize("NFKD", name.casefold().translate(LOOK_ALIKE))
+    return "".join(char for char in plain if not unicodedata.combining(char)).strip()
+
+
+def safe_name(student: str) -> str:
+    """Return a folder name for a student: ASCII letters, digits, `.`, `_` and `-`; always the same.
+
+    Papermill formats braces in paths, and shells trip over blanks and quotes. Different students
+    get different names: where a character had to go, part of a hash is appended.
+    """
+    decomposed = unicodedata.normalize("NFKD", student).encode("ascii", "ignore").decode()
+    slug = re.sub(r"[^A-Za-z0-9._]+", "-", decomposed)[:MAX_SLUG].strip("-.")
+    if slug and slug == student and not HASHED_NAME.fullmatch(student):
+        return student
+    digest = hashlib.sha256(student.encode(errors="backslashreplace")).hexdigest()
+    return f"{slug or 'student'}-{digest[:10]}"
+
+
+def take_in(
+    source: Source, staging: Path, references: Mapping[str, NotebookNode] | None = None
+) -> Intake:
+    """Copy or extract a submission's plain files, and find its notebooks.
+
+    Args:
+        source: As `find_submissions` returns it.
+        staging: Is made; may exist if it is empty.
+        references: Stage → notebook as it was handed out, to recognise renamed ones; the
+            project's own when None.
+
+    Returns:
+        What was found. A submission that is damaged or too large is rejected, not raised.
+
+    Raises:
+        IntakeError: the staging folder is not empty.
+    """
+    staging.mkdir(parents=True, exist_ok=True)
+    if any(staging.iterdir()):
+        raise IntakeError(f"the staging folder {staging} is not empty: give a new one")
+    notes = list(source.notes)
+    try:
+        digests = take(source.paths, source.is_zip, staging, notes)
+        if not digests:
+            raise Rejected(
+                f"{short_name(source.path.name)} holds no file that can be taken in, expected the "
+                "notebooks: hand in the folder notebooks/ or a zip of it"
+            )
+    except Rejected as error:
+        shutil.rmtree(staging)
+        staging.mkdir()
+        return Intake(source.student, REJECTED, staging, str(error), notes=_at_most(notes))
+    top = _top_folder(digests)
+    digests = {str(PurePosixPath(name).relative_to(top)): digests[name] for name in sorted(digests)}
+    folder = staging / top
+    notebooks, problems = find_notebooks(folder, digests, references)
+    used = {found.path.relative_to(folder).as_posix() for found in notebooks.values()}
+    nothing = all(problem.verdict == MISSING for problem in problems.values()) and not notebooks
+    return Intake(
+        student=source.student,
+        status=REJECTED if nothing else GRADED,
+        folder=folder,
+        reason=_no_notebook(digests) if nothing else "",
+        notebooks=notebooks,
+        problems=problems,
+        other_files=sorted(digests.keys() - used),
+        notes=_at_most(notes),
+        sha256=_overall(digests),
+    )
+
+
+def take_in_time(
+    source: Source, staging: Path, references: Mapping[str, NotebookNode], limit_s: float = LIMIT_S
+) -> Intake:
+    """Do `take_in` in a process of its own, which is stopped at a time limit.
+
+    Nothing of a student's runs in it; but a small archive can hold very much to read.
+    """
+    context = multiprocessing.get_context("fork")
+    reading, writing = context.Pipe(duplex=False)
+
+    def job() -> None:
+        resource.setrlimit(resource.RLIMIT_CPU, (int(limit_s) + 1, int(limit_s) + 2))
+        writing.send(take_in(source, staging, references))
+
+    child = context.Process(target=job, daemon=True)
+    child.start()
+    writing.close()
+    try:
+        if reading.poll(limit_s):
+            return reading.recv()  # what our own code has sent
+        why = f"was not read after {limit_s:g} s"
+    except EOFError:
+        why = "could not be read in time, or in memory"
+    finally:
+        child.kill()
+        child.join()
+        reading.close()
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True, exist_ok=True)
+    reason = f"{short_name(source.path.name)} {why}: hand in only the notebooks and what they need"
+    return Intake(source.student, REJECTED, staging, reason)
+
+
+def _no_notebook(names: Mapping[str, str]) -> str:
+    """Return why a submission without any notebook is rejected."""
+    archives = [name for name in names if name.lower().endswith(ARCHIVES)]
+    unopened = f", and {short_name(archives[0])}, which was not opened" if archives else ""
+    return (
+        f"got {len(names):,} files and none of the notebooks{unopened}, expected "
+        f"{min(STAGES)}.ipynb to {max(STAGES)}.ipynb: hand in the folder notebooks/ or a zip of it"
+    )
+
+
+def _top_folder(digests: Mapping[str, str]) -> str:
+    """Return the folder below which everything lies; `.` where that is the root."""
+    folders = [PurePosixPath(name).parent.as_posix() for name in digests]
+    return os.path.commonpath(folders) or "."
+
+
+def _overall(digests: Mapping[str, str]) -> str:
+    """Return one SHA-256 for all files, of their sorted names and their own SHA-256s."""
+    lines = (f"{name}\0{digests[name]}\n" for name in sorted(digests))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _at_most(notes: list[str]) -> list[str]:
+    """Return the first notes, and how many there were beyond."""
+    more = len(notes) - MAX_NOTES
+    return notes if more <= 0 else [*notes[:MAX_NOTES], f"{more:,} more files were left out"]

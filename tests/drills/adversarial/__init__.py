@@ -1,0 +1,1 @@
+"""What production and strangers do to a server beyond the drills of `labkit drills`."""

@@ -1,0 +1,124 @@
+"""One submission on its way: what is repeated before it costs points, and who may run beside it."""
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny import reference_run, write_notebook
+
+from labkit.grading import grade
+from labkit.grading.measure.images import GradingImages
+from labkit.grading.results import (
+    ERROR,
+    FAILED,
+    GRADED,
+    GRADER_ERROR,
+    OK,
+    OOM,
+    TIMEOUT,
+    Result,
+    write_result,
+)
+from labkit.grading.rubric import RUBRIC
+from labkit.grading.run_notebook import Job, Ran
+from labkit.grading.session import Session, Turns
+from labkit.grading.submission import find_submissions
+from labkit.grading.watch import Outcome
+from labkit.grading.workdir import remove
+
+QUIET = Outcome(OK, "", 0, 1.0, 1.0, 10.0)
+
+
+def first_notebook_only(folder: Path) -> Path:
+    """The lab's rubric with the items of notebook 01."""
+    items = RUBRIC.read_text().split("[[item]]")
+    kept = [items[0], *(item for item in items[1:] if 'stage = "01_data"' in item)]
+    path = folder / "rubric.toml"
+    path.write_text("[[item]]".join(kept))
+    return path
+
+
+@pytest.fixture
+def graded(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch):
+    """Grade a submission whose runs end as they are told to."""
+    write_notebook(tmp_path / "class" / "ada", "01_data", "1")
+    wanted = Session(tmp_path / "grades", "smoke", reference_run(tmp_path), seed=3)
+    session = Session.begin(wanted, first_notebook_only(tmp_path), False)
+    (source,) = find_submissions(tmp_path / "class").sources
+
+    def run(*verdicts: str) -> tuple[Result, list[str]]:
+        waiting, ran = list(verdicts), []
+
+        def pretend(job: Job, *rest: object) -> Ran:
+            ran.append(waiting.pop(0))
+            return Ran(QUIET, ran[-1], "" if ran[-1] == OK else "it said so")
+
+        monkeypatch.setattr(grade, "run_notebook", pretend)
+        images = GradingImages.choose("smoke", 3)
+        submission = grade.Submission(session, images, source)
+        result = submission.grade()
+        remove(submission.work)
+        return result, ran
+
+    return run
+
+
+@pytest.mark.parametrize("verdict", [TIMEOUT, OOM, GRADER_ERROR])
+def test_what_a_busy_machine_may_do_is_repeated_once(graded, verdict: str) -> None:
+    result, ran = graded(verdict, OK)
+    assert (result.status, result.stages[0].verdict, ran) == (GRADED, OK, [verdict, OK])
+    result, ran = graded(verdict, verdict)
+    assert (result.stages[0].verdict, len(ran)) == (verdict, 2)
+    assert result.status == (FAILED if verdict == GRADER_ERROR else GRADED)
+
+
+def test_other_ends_are_not_repeated(graded) -> None:
+    assert graded(ERROR)[1] == [ERROR]
+
+
+def test_who_runs_alone_waits_for_others_and_lets_nobody_begin(tmp_path: Path) -> None:
+    turns, order = Turns(tmp_path), []
+    inside, leave = threading.Event(), threading.Event()
+
+    def first() -> None:
+        with turns.take():
+            inside.set()
+            leave.wait(10)
+            order.append("first")
+
+    def alone() -> None:
+        with turns.take(alone=True):
+            order.append("alone")
+
+    threads = [threading.Thread(target=work) for work in (first, alone)]
+    threads[0].start()
+    inside.wait(10)
+    with turns.take():
+        order.append("beside")
+    threads[1].start()
+    leave.set()
+    for thread in threads:
+        thread.join(10)
+    assert order == ["beside", "first", "alone"]
+
+
+def test_a_grading_is_private(tmp_path: Path) -> None:
+    session = Session.begin(
+        Session(tmp_path / "grades", "smoke", tmp_path / "run", seed=5), None, False
+    )
+    assert session.out.stat().st_mode & 0o777 == 0o700
+    assert (session.out / "grading.json").stat().st_mode & 0o777 == 0o600
+    write_result(session.result_path("ada"), Result("ada", GRADED, "smoke", seed=5))
+    assert session.result_path("ada").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_late_submission_loses_what_the_rubric_says(graded, tmp_path: Path) -> None:
+    result, _ = graded(OK)
+    session = Session.load(tmp_path / "grades")
+    late = replace(result, handed_in=replace(result.handed_in, late=True))
+    full = [replace(item, points=item.maximum) for item in result.items]
+    assert grade.scored(late, session.rubric).points == grade.scored(result, session.rubric).points
+    strict = replace(session.rubric, late_penalty=0.25)
+    whole = {item.id: replace(result.measurements[item.id], value=1.0) for item in full}
+    assert grade.scored(replace(late, measurements=whole), strict).points == 6.0
