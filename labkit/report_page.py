@@ -7,10 +7,10 @@ from itertools import groupby
 from textwrap import shorten
 from typing import Any
 
-import jinja2
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
+from labkit.html_templates import templates
 from labkit.plots.report import VariantPoint, variant_comparison
 from labkit.workspace import Workspace
 
@@ -25,13 +25,7 @@ def render(report: dict[str, Any], workspace: Workspace) -> str:
         report: The content of `report.json`, validated.
         workspace: The run; only its name is shown.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("labkit", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates()
     environment.filters.update(cell=_cell, number=_number, megabytes=_megabytes, lines=_lines)
     points = variant_points(report)
     return environment.get_template("report.html").render(

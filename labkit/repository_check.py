@@ -258,6 +258,11 @@ def _check_resources(config: pb.ModelConfig, cores: int) -> Iterator[Problem]:
     text = config.parameters[key].string_value if key in config.parameters else "0"
     if re.fullmatch(r"0*[1-9]\d*", text):
         threads = int(text)
+        if [entry.name for entry in accelerated] == ["openvino"]:
+            yield _warning(
+                f"{key} is {text!r}, which the accelerator ignores: it takes every core",
+                f"leave {key} out, or the accelerator",
+            )
     elif not accelerated:
         yield _warning(
             f"{f'{key} is {text!r}' if key in config.parameters else f'no {key}'}: each instance "

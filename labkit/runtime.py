@@ -4,7 +4,6 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -213,27 +212,12 @@ def logit_error(logits: Floats, reference: Floats) -> float:
     return float(np.sqrt(np.mean((logits - reference) ** 2)) / reference.std())
 
 
-@dataclass(frozen=True)
-class Throughput:
-    """Images per second of one runner, called back to back.
-
-    Attributes:
-        images_per_s: Mean rate over the whole measurement.
-        batch: Images per call.
-        calls: How many calls were timed.
-        seconds: How long they took together.
-    """
-
-    images_per_s: float
-    batch: int
-    calls: int
-    seconds: float
-
-
 def throughput(
     runner: Runner, batch: int = 32, seconds: float = 1.0, warm_up: int = WARM_UP_CALLS
-) -> Throughput:
-    """Call a runner back to back for about `seconds`, after `warm_up` calls that do not count.
+) -> float:
+    """Return the images per second of a runner that is called back to back for about `seconds`.
+
+    `warm_up` calls before do not count.
 
     Absolute rates depend on what else the machine does: to compare runners use
     `labkit.compare.compare`, which interleaves them.
@@ -247,7 +231,7 @@ def throughput(
         calls += 1
         elapsed = time.perf_counter() - start
         if elapsed >= seconds:
-            return Throughput(calls * batch / elapsed, batch, calls, elapsed)
+            return calls * batch / elapsed
 
 
 def probe_images(batch: int, seed: int = 0) -> Floats:

@@ -98,7 +98,12 @@ STEPS = (
     ),
     tests("unit", "unit tests", "-n", "2", "tests/unit"),
     tests("server", "tests with a real Triton", "-n", "2", "--dist", "loadfile", "tests/server"),
-    tests("notebooks", "the notebooks and the chain", "tests/notebooks", limit_s=2400),
+    tests(
+        "notebooks",
+        "the notebooks and the chain",
+        *("-n", "2", "--dist", "loadfile", "tests/notebooks"),
+        limit_s=2400,
+    ),
     tests(
         "grading",
         "grading",

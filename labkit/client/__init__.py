@@ -18,7 +18,7 @@ from labkit.client.errors import (
     Unreachable,
     Unsupported,
 )
-from labkit.client.lab_client import LabClient, ModelState, Prediction, Protocol, parse_prediction
+from labkit.client.lab_client import LabClient, ModelState, Prediction, Protocol
 from labkit.client.metrics_page import PORTS, Sample, host_and_port, metrics
 from labkit.client.tensors import Arrays, ModelCard, TensorInfo, check_inputs, check_range, split
 from labkit.client.transport import GRPC_CHANNEL_ARGS, plain
@@ -47,7 +47,6 @@ __all__ = [
     "check_range",
     "host_and_port",
     "metrics",
-    "parse_prediction",
     "plain",
     "split",
 ]

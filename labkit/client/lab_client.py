@@ -15,7 +15,6 @@ from tritonclient.utils import InferenceServerException
 
 from labkit.client.errors import (
     ERROR_OF_STATUS,
-    BadInput,
     ClientError,
     NotFound,
     Timeout,
@@ -117,10 +116,6 @@ class LabClient:
         """Return the configuration the server uses, defaults filled in."""
         return self._call("config", model=model)
 
-    def statistics(self, model: str) -> dict[str, Any]:
-        """Return the model's counters since it was loaded; durations in nanoseconds."""
-        return self._call("statistics", model=model)["model_stats"][0]
-
     def card(self, model: str) -> ModelCard:
         """Return the model's tensors and batch limit; asked once, then remembered."""
         if model not in self._cards:
@@ -189,36 +184,6 @@ class LabClient:
         joined = join(answers)
         return joined if isinstance(inputs, Mapping) else joined[outputs[0]]
 
-    def classify(self, model: str, images: np.ndarray, top: int = 1) -> list[list[Prediction]]:
-        """Return the `top` most likely labels of each image, best first.
-
-        The server does the ranking and looks the labels up (classification extension,
-        `class_count`). A model with `max_batch_size: 0` gets one image per request: there the
-        server ranks over the whole flattened batch, which mixes the images up.
-
-        Args:
-            model: its name in the repository; its config should name a `label_filename`, else
-                the label is the class number.
-            images: float32 (N, 3, 32, 32) in [0, 1].
-            top: how many labels per image, at least 1.
-        """
-        if top < 1:
-            raise BadInput(f"top is {top}; expected at least 1 label per image")
-        card = self.card(model)
-        arrays = named(card, images)
-        check_inputs(card, arrays)
-        check_range(card, images)
-        predictions: list[list[Prediction]] = []
-        for chunk in split(arrays, card.max_batch_size or 1):
-            answer = self._call(
-                "infer", model=model, arrays=chunk, outputs=[card.label_output], class_count=top
-            )[card.label_output]
-            predictions += [
-                [parse_prediction(text) for text in row]
-                for row in answer.reshape(-1, answer.shape[-1])
-            ]
-        return predictions
-
     # -- plumbing ------------------------------------------------------------------------------
 
     def _call(self, method: str, *, model: str | None = None, **kwargs: Any) -> Any:
@@ -273,10 +238,3 @@ class LabClient:
             f"{self.protocol} port? (by default {PORTS['http']} is HTTP, {PORTS['grpc']} gRPC, "
             f"{PORTS['metrics']} metrics)"
         )
-
-
-def parse_prediction(text: bytes | str) -> Prediction:
-    """Read one `value:index:label` of the classification extension; without a label, the index."""
-    line = text.decode() if isinstance(text, bytes) else text
-    value, index, *label = line.split(":", 2)
-    return Prediction(label[0] if label else index, float(value))

@@ -31,7 +31,6 @@ class ModelCard:
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     max_batch_size: int  # 0: the config leaves batching to the model
-    label_output: str  # the output that carries labels; the first one where none does
 
     @classmethod
     def parse(cls, metadata: dict[str, Any], config: dict[str, Any]) -> ModelCard:
@@ -43,14 +42,11 @@ class ModelCard:
                 for t in metadata.get(kind, [])
             )
 
-        outputs = tensors("outputs")
-        labelled = [o["name"] for o in config.get("output", []) if o.get("label_filename")]
         return cls(
             name=metadata["name"],
             inputs=tensors("inputs"),
-            outputs=outputs,
+            outputs=tensors("outputs"),
             max_batch_size=int(config.get("max_batch_size", 0)),
-            label_output=labelled[0] if labelled else outputs[0].name,
         )
 
 

@@ -66,28 +66,14 @@ class HttpTransport:
         """Return the model's configuration."""
         return self._client.get_model_config(model)
 
-    def statistics(self, model: str) -> dict[str, Any]:
-        """Return the model's counters."""
-        return self._client.get_inference_statistics(model)
-
-    def infer(
-        self,
-        model: str,
-        arrays: Arrays,
-        outputs: list[str],
-        binary: bool = True,
-        class_count: int = 0,
-    ) -> Arrays:
+    def infer(self, model: str, arrays: Arrays, outputs: list[str], binary: bool = True) -> Arrays:
         """Send one request; return {output name: array}."""
         tensors = []
         for name, array in arrays.items():
             datatype = np_to_triton_dtype(array.dtype)
             tensor = self._library.InferInput(name, list(array.shape), datatype)
             tensors.append(tensor.set_data_from_numpy(array, binary_data=binary))
-        wanted = [
-            self._library.InferRequestedOutput(o, binary_data=binary, class_count=class_count)
-            for o in outputs
-        ]
+        wanted = [self._library.InferRequestedOutput(o, binary_data=binary) for o in outputs]
         result = self._client.infer(model, tensors, outputs=wanted)
         return {name: result.as_numpy(name) for name in outputs}
 
@@ -132,25 +118,14 @@ class GrpcTransport:
         """Return the model's configuration."""
         return plain(self._client.get_model_config(model, **self._wait))["config"]
 
-    def statistics(self, model: str) -> dict[str, Any]:
-        """Return the model's counters."""
-        return plain(self._client.get_inference_statistics(model, **self._wait))
-
-    def infer(
-        self,
-        model: str,
-        arrays: Arrays,
-        outputs: list[str],
-        binary: bool = True,
-        class_count: int = 0,
-    ) -> Arrays:
+    def infer(self, model: str, arrays: Arrays, outputs: list[str], binary: bool = True) -> Arrays:
         """Send one request; return {output name: array}."""
         tensors = []
         for name, array in arrays.items():
             datatype = np_to_triton_dtype(array.dtype)
             tensor = self._library.InferInput(name, list(array.shape), datatype)
             tensors.append(tensor.set_data_from_numpy(array))
-        wanted = [self._library.InferRequestedOutput(o, class_count=class_count) for o in outputs]
+        wanted = [self._library.InferRequestedOutput(o) for o in outputs]
         result = self._client.infer(model, tensors, outputs=wanted, **self._wait)
         return {name: result.as_numpy(name) for name in outputs}
 

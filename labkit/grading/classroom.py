@@ -32,6 +32,11 @@ from labkit.grading.workdir import make_home, readable, remove
 from labkit.workspace import CorruptFile, read_json, write_json
 
 PROGRESS = ".progress"
+POLL_S = 0.25
+STOP_GRACE_S = 15.0
+LOCAL_CLUSTER = "local"
+STOP = ".stop"  # tells workers on other machines that a grading has been given up
+DASK_RETRIES = 2  # of a submission whose Dask worker was lost
 
 
 def source_of(folder: Path, student: str) -> Source:
@@ -88,17 +93,6 @@ def main(out: str, folder: str, student: str, parent: str) -> int:
         grade_one(session, source_of(Path(folder), student))
     del cores
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
-
-
-POLL_S = 0.25
-STOP_GRACE_S = 15.0
-LOCAL_CLUSTER = "local"
-STOP = ".stop"  # tells workers on other machines that a grading has been given up
-DASK_RETRIES = 2  # of a submission whose Dask worker was lost
 
 
 class DaskUnavailable(LabError):
@@ -342,3 +336,7 @@ def _running(session: Session) -> dict[str, tuple[str, float]]:
         except (OSError, CorruptFile):  # it has just been replaced or removed
             continue
     return running
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

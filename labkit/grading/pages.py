@@ -14,6 +14,7 @@ import jinja2
 from labkit.grading import results
 from labkit.grading.results import Result, StageRecord
 from labkit.grading.submission import safe_name
+from labkit.html_templates import templates
 from labkit.workspace import MADE_BY, write_text
 
 INDEX: Final = "index.html"
@@ -161,13 +162,7 @@ def by_name(found: Iterable[Result]) -> list[Result]:
 @cache
 def environment() -> jinja2.Environment:
     """Return the template environment: everything that is filled in is escaped."""
-    made = jinja2.Environment(
-        loader=jinja2.PackageLoader("labkit.grading", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    made = templates("labkit.grading")
     made.filters.update(points=points_text, duration=seconds_text, sentence=sentence)
     made.globals.update(policy=POLICY, words_for=words_for)
     return made

@@ -100,6 +100,8 @@ def _suspicious(folder: Path, config: "pb.ModelConfig") -> bool:
             numbers = name_numbers([tensor.name for tensor in tensors])
             if sorted(numbers) != list(range(len(numbers))):
                 return True
+        if not numbers:  # outputs in order: there may be more of them than forward returns
+            return True
         return any(_returns_dictionary(path) for path in folder.glob("*/*.pt"))
     return config.backend == "onnxruntime" and any(
         config.max_batch_size > 0

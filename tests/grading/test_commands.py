@@ -373,7 +373,7 @@ def test_what_was_cleared_away_keeps_its_points(labkit: Command, grades: Path) -
     path = grades / "results" / "ada.json"
     record = read_json(path)
     record["measurements"] = {
-        name: {"value": 1.0, "detail": "all right"} for name in ("02.accuracy", "ex-02-recalls")
+        name: {"value": 1.0, "detail": "all right"} for name in ("02.accuracy", "ex-02-calibration")
     }
     write_json(path, record)
     status, said = labkit("regrade", grades, "--measure")

@@ -207,9 +207,10 @@ WRONG = {  # exercise: (solution, words of the detail)
         "    return 0.2 + 0.8 * progress / warmup if progress < warmup else 1 - progress",
         "wrong where the warm-up has just ended",
     ),
-    "ex-02-recalls": (
-        "def recalls(matrix):\n    return matrix.diagonal() / matrix.sum(axis=0)",
-        "0 of 4",
+    "ex-02-calibration": (  # the distance of the means
+        "def calibration_error(confidence, right):\n"
+        "    return abs(confidence.mean() - right.mean())",
+        "wrong where the errors of two bins point in opposite directions",
     ),
     "ex-03-fold": (
         "def fold(conv, norm):\n"
@@ -241,10 +242,11 @@ WRONG = {  # exercise: (solution, words of the detail)
         "    return (q + y_zero).clip(0, 255).astype(np.uint8)",
         "wrong where",
     ),
-    "ex-04-pairs": (
-        "def pair_sums(activations, weights):\n"
-        "    products = activations.astype(np.int16) * weights.astype(np.int16)\n"
-        "    return products[..., 0::2] + products[..., 1::2]",
+    "ex-04-broken": (  # the lowest ratio
+        "def broken_layer(expected, found):\n"
+        "    pairs = zip(expected, found)\n"
+        "    ratios = [(a * a).sum() / np.square(a - b).sum() for a, b in pairs]\n"
+        "    return int(np.argmin(ratios))",
         "wrong where",
     ),
     "ex-05-repair": (
@@ -331,9 +333,12 @@ OTHER = {
         "def learning_rate(progress, warmup):\n"
         "    return np.interp(progress, PEAK_AT(warmup), HEIGHTS)"
     ),
-    "ex-02-recalls": (
-        "def recalls(matrix):\n"
-        "    return [matrix[i, i] / sum(matrix[i]) for i in range(len(CLASSES))]"
+    "ex-02-calibration": (
+        "def calibration_error(confidence, right):\n"
+        "    places = torch.clamp((torch.from_numpy(confidence) * 10).long(), max=9)\n"
+        "    gap = torch.from_numpy(right).double() - torch.from_numpy(confidence)\n"
+        "    return torch.zeros(10, dtype=torch.float64).index_add(0, places, gap).abs().sum()"
+        " / len(right)"
     ),
     "ex-03-fold": (
         "def fold(conv, norm):\n"
@@ -360,11 +365,15 @@ OTHER = {
         "    step = torch.tensor(x_scale * w_scale / y_scale)[:, None, None]\n"
         "    return torch.clamp(torch.round(sums * step) + y_zero, 0, 255).byte()"
     ),
-    "ex-04-pairs": (
-        "def pair_sums(activations, weights):\n"
-        "    activations = activations.astype('int64')\n"
-        "    activations *= weights\n"
-        "    return activations.reshape(*activations.shape[:-1], -1, 2).sum(-1).astype(float)"
+    "ex-04-broken": (
+        "def broken_layer(expected, found):\n"
+        "    worst, before, place = 0, 30, None\n"
+        "    for i, (a, b) in enumerate(zip(expected, found)):\n"
+        "        ratio = 20 * np.log10(np.linalg.norm(a) / np.linalg.norm(a - b))\n"
+        "        if before - ratio > worst:\n"
+        "            worst, place = before - ratio, i\n"
+        "        before = ratio\n"
+        "    return place"
     ),
     "ex-05-repair": (
         "def repair(text, shapes):\n"
@@ -513,9 +522,9 @@ HOSTILE: dict[str, tuple[str, Callable[[Measurement], bool]]] = {
         after_solution("ex-02-learning-rate", "while len(_calls) == 3: pass"),
         lambda m: m.value == 2 / 9 and "took too long" in m.detail,
     ),
-    "ex-02-recalls": (
+    "ex-02-calibration": (
         stub(
-            "ex-02-recalls",
+            "ex-02-calibration",
             "while True:\n        try:\n            while True: pass\n        except: continue",
         ),
         lambda m: m.value == 0 and "took too long" in m.detail,
@@ -535,8 +544,8 @@ HOSTILE: dict[str, tuple[str, Callable[[Measurement], bool]]] = {
         ),
         lambda m: m.value < 1,  # it has broken the kernel that answers for it
     ),
-    "ex-04-pairs": (
-        stub("ex-04-pairs", "return np.zeros(2**22)"),
+    "ex-04-broken": (
+        stub("ex-04-broken", "return np.zeros(2**22)"),
         lambda m: m.value == 0 and "too large" in m.detail,
     ),
     "ex-05-repair": (solution("ex-05-repair"), lambda m: m.value == 1),
@@ -800,11 +809,11 @@ def test_only_plain_files_are_read(tmp_path: Path) -> None:
     secret.write_text('{"answers": []}')
     (folder / "ex-01-leak.json").symlink_to(secret)
     os.mkfifo(folder / "ex-01-statistics.json")
-    (folder / "ex-02-recalls.json").mkdir()
+    (folder / "ex-02-calibration.json").mkdir()
     (folder / "ex-02-learning-rate.json").write_text("{")
     (folder / "ex-03-fold.json").write_text("[" * 100_000)
     (folder / "ex-03-batch.json").write_text(" " * (9 * 2**20))
-    (folder / "ex-04-pairs.json").write_bytes(b"\xff\xfe")
+    (folder / "ex-04-broken.json").write_bytes(b"\xff\xfe")
     (folder / "ex-04-conv.json").write_text("9" * 10_000)
     (folder / "ex-08-paired.json").write_text('{"answers": [1]}')
     (folder / "unknown.json").write_text("{}")

@@ -51,7 +51,7 @@ def reference(*ids: str) -> NotebookNode:
 
 REFERENCES = {
     "01_data": reference("ex-01-leak", "check-01-leak", "ex-01-statistics"),
-    "02_train": reference("ex-02-recalls", "check-02-recalls"),
+    "02_train": reference("ex-02-calibration", "check-02-calibration"),
 }
 
 
@@ -644,7 +644,7 @@ def test_exercises_say_more_than_a_name(take_folder) -> None:
         {
             "final.ipynb": notebook("ex-01-leak", "check-01-leak"),  # two of three
             "01.ipynb": notebook(),
-            "01_data-Copy1.ipynb": notebook("ex-02-recalls", "check-02-recalls"),
+            "01_data-Copy1.ipynb": notebook("ex-02-calibration", "check-02-calibration"),
             "03.ipynb": notebook("ex-01-statistics"),  # one of three is too few
         }
     )
@@ -658,7 +658,7 @@ def test_exercises_say_more_than_a_name(take_folder) -> None:
 
 
 def test_a_notebook_with_several_stages_is_none_of_them(take_folder) -> None:
-    both = notebook("ex-01-leak", "check-01-leak", "ex-02-recalls", "check-02-recalls")
+    both = notebook("ex-01-leak", "check-01-leak", "ex-02-calibration", "check-02-calibration")
     assert take_folder({"01_all.ipynb": both}).notebooks == {}
 
 

@@ -244,10 +244,10 @@ def test_one_of_two_exercises_is_enough_and_half_of_one_is_half() -> None:
     def points(measurements: dict[str, Measurement]) -> dict[str, float]:
         return {result.id: result.points for result in load_rubric().score(measurements)}
 
-    full = points(solved("ex-02-recalls"))
+    full = points(solved("ex-02-calibration"))
     assert (full["02.accuracy"], full["ex-02-learning-rate"]) == (8, 0)
-    half = points(solved() | {"ex-02-recalls": Measurement(0.5, "half")})
-    assert (half["02.accuracy"], half["ex-02-recalls"]) == (4, 1)
+    half = points(solved() | {"ex-02-calibration": Measurement(0.5, "half")})
+    assert (half["02.accuracy"], half["ex-02-calibration"]) == (4, 1)
     assert half["01.splits"] == 0, "the exercises of one notebook say nothing of another"
     assert sum(points(solved(*EXERCISES)).values()) == 100
 

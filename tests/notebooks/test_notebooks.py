@@ -259,21 +259,3 @@ def test_an_unexecuted_notebook_is_found(tiny: Path) -> None:
     notebook.cells[0].execution_count = None
     found = load_tool("execute_notebooks").flaws(notebook)
     assert found == [f"{notebook.cells[0].id}: was not executed"]
-
-
-@pytest.mark.timeout(1_800)
-def test_the_smoke_chain_runs_on_real_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`labkit run --profile smoke`, the whole lab, on stand-ins; nbval has run it natively."""
-    monkeypatch.setenv("LABKIT_RUNTIME", "stand-in")
-    command = [sys.executable, "-m", "labkit", "run", "--profile", "smoke"]
-    result = subprocess.run(
-        [*command, "--out", str(tmp_path / "run")],
-        cwd=project_root(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout[-4_000:] + result.stderr[-2_000:]
-    assert "9 notebooks passed" in result.stdout
-    assert (tmp_path / "run" / "artifacts" / "report.html").is_file()
-    shutil.rmtree(tmp_path / "run")

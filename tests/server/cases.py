@@ -191,6 +191,7 @@ class Case:
         threads: Value of the parameter for threads.
         files: Further files of the model's folder.
         status: Of the answer.
+        logs: What the log of a server with stand-ins says of it.
         runtimes: That the case is true of.
     """
 
@@ -208,6 +209,7 @@ class Case:
     instances: str = "count: 1 kind: KIND_CPU"
     files: Mapping[str, bytes] = field(default_factory=dict)
     status: int = 200
+    logs: str = ""
     runtimes: tuple[str, ...] = ("stand-in", "native")
 
     def write(self, folder: Path) -> None:
@@ -318,6 +320,14 @@ CASES = {
     "inputs_twice_zero": torch_case("L__0", "R__0", finds="none comes twice", fix="L__0, R__1"),
     "output_number_too_high": torch_case(
         "first", "second", outputs=("dif__1",), finds="has 1 outputs", fix="dif__0"
+    ),
+    "outputs_by_order_one_too_many": torch_case(
+        "first",
+        "second",
+        model=script(Both),
+        outputs=("sum__0", "dif__1", "more"),  # one without a number: all go by order
+        finds="has 2 outputs",
+        fix="sum__0, dif__1, more__2",
     ),
     "outputs_by_order": torch_case(
         "first",
@@ -434,12 +444,19 @@ CASES = {
         answer={"y": [-2.0]},
         asked={"x": ("FP32", [1, 2, 2], FOUR)},
     ),
-    "accelerator_min_of_one": Case(XY, operator("Min"), more=ACCELERATED, answer={"y": FOUR}),
+    "accelerator_min_of_one": Case(
+        XY,
+        operator("Min"),
+        more=ACCELERATED,
+        answer={"y": FOUR},
+        warns="intra_op_thread_count is '1', which the accelerator ignores: it takes every core",
+    ),
     "accelerator_unknown_operator": Case(
         XY,
         operator("Scaler", "ai.onnx.ml", offset=[1.0] * 4, scale=[2.0] * 4),
         more=ACCELERATED,
         answer={"y": [0.0, 2.0, 4.0, 6.0]},
+        logs="OpenVINO does not take this model, ONNX Runtime's CPU provider does",
     ),
     "labels_bom": Case(
         LABELLED,

@@ -63,6 +63,8 @@ def test_a_case_is_checked_and_served_rightly(server: ExplicitServer, name: str)
         assert any(case.finds in error.message and case.fix in error.fix for error in errors)
         return
     assert any(case.warns in message for message in warnings) or not case.warns
+    if case.logs and server.runtime == "stand-in":
+        assert f"model '{name}': {case.logs}" in server.log_path.read_text()
     status, values = ask(server, name, case)
     assert status == case.status
     assert values.keys() == (case.answer or {}).keys()

@@ -53,3 +53,31 @@ def test_the_core_knows_nothing_of_what_stands_on_it(path: Path) -> None:
 def test_every_path_that_it_names_is_there() -> None:
     for path in re.findall(r"`((?:labkit|tests|model_repository)/[\w/.]+)`", TEXT):
         assert (ROOT / path).exists() or (ROOT / f"{path}.py").exists(), path
+
+
+def rows() -> dict[str, int]:
+    """Return module or folder → its row of the picture, 0 at the bottom."""
+    lines = [line for line in TEXT.splitlines() if line.startswith(" │ ")][::-1]
+    return {
+        name.rstrip("/"): number
+        for number, line in enumerate(lines)
+        for name in line.split("│")[1].split()
+    }
+
+
+def test_a_module_imports_from_its_own_row_of_the_picture_and_from_below() -> None:
+    height = rows()
+    upward = []
+    for path in CORE:
+        name = path.relative_to(ROOT / "labkit").parts[0].removesuffix(".py")
+        if name in ("__init__", "__main__"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.ImportFrom):
+                continue
+            package, _, below = (node.module or "").partition(".")
+            if package == "labkit":
+                found = [below.split(".")[0]] if below else [alias.name for alias in node.names]
+                upward += [f"{name} → {one}" for one in found if height[one] > height[name]]
+    assert upward == []
+    assert height["cli"] == max(height.values()) > height["data"] == 0

@@ -40,11 +40,9 @@ def test_importing_the_client_does_not_import_torch() -> None:
     assert done.stdout.strip() == "False"
 
 
-def test_card_takes_names_limit_and_labels_from_the_server() -> None:
+def test_card_takes_names_and_limit_from_the_server() -> None:
     assert CARD.inputs[0].shape == (-1, 3, 32, 32)
     assert CARD.max_batch_size == 8
-    assert CARD.label_output == "scores"
-    assert ModelCard.parse(METADATA, {}).label_output == "features"
 
 
 @pytest.mark.parametrize(
@@ -101,19 +99,6 @@ def test_split_never_exceeds_the_limit_and_loses_nothing(
     pieces = [piece["pixels"] for piece in lab.split({"pixels": array}, limit)]
     assert [len(piece) for piece in pieces] == sizes
     assert np.array_equal(np.concatenate(pieces), array)
-
-
-@pytest.mark.parametrize(
-    ("text", "label", "score"),
-    [
-        (b"0.5:3:cat", "cat", 0.5),
-        ("-1.250000:7:horse", "horse", -1.25),
-        (b"2.0:4", "4", 2.0),
-        (b"2.0:4:a:b", "a:b", 2.0),
-    ],
-)
-def test_parse_guess(text: bytes | str, label: str, score: float) -> None:
-    assert lab.parse_prediction(text) == (label, score)
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def test_latency_has_percentiles_of_the_timed_calls(clock: list[float]) -> None:
     sample = latency_ms(Fake(clock, seconds), batch=4, calls=100)
     assert (sample.batch, sample.n) == (4, 100)
     assert sample.p50 == pytest.approx(2)
-    assert sample.p5 <= sample.p50 <= sample.p95
+    assert 0 < sample.p50 <= sample.p95
     with pytest.raises(ComparisonError, match="calls=19"):
         latency_ms(Fake(clock, itertools.repeat(1.0)), calls=19)
 

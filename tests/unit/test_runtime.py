@@ -11,7 +11,6 @@ from torch import nn
 from labkit import runtime
 from labkit.runtime import (
     RunnerError,
-    Throughput,
     accuracy,
     agreement,
     cpu_features,
@@ -197,7 +196,7 @@ def test_throughput_counts_only_what_it_timed(monkeypatch: pytest.MonkeyPatch) -
     clock = [0.0]
     monkeypatch.setattr(runtime.time, "perf_counter", lambda: clock[0])
     runner = Counting()
-    assert throughput(runner, batch=8, seconds=1.0, warm_up=2) == Throughput(32.0, 8, 4, 1.0)
+    assert throughput(runner, batch=8, seconds=1.0, warm_up=2) == 32.0
     assert runner.calls == 6
     with pytest.raises(RunnerError, match="batch=0"):
         throughput(runner, batch=0)

@@ -43,7 +43,7 @@ CATALOGUE = (
     Exercise("ex-01-leak", "01_data", "leaked", data.leak_cases),
     Exercise("ex-01-statistics", "01_data", "channel_statistics", data.statistics_cases),
     Exercise("ex-02-learning-rate", "02_train", "learning_rate", data.learning_rate_cases),
-    Exercise("ex-02-recalls", "02_train", "recalls", data.recalls_cases),
+    Exercise("ex-02-calibration", "02_train", "calibration_error", data.calibration_cases),
     Exercise("ex-03-fold", "03_export", "fold", models.fold_cases),
     Exercise(
         "ex-03-batch",
@@ -54,7 +54,7 @@ CATALOGUE = (
         limit_s=LONG_CALL_S,
     ),
     Exercise("ex-04-conv", "04_quantize", "integer_conv", data.conv_cases),
-    Exercise("ex-04-pairs", "04_quantize", "pair_sums", data.pairs_cases),
+    Exercise("ex-04-broken", "04_quantize", "broken_layer", data.broken_cases),
     Exercise("ex-05-repair", "05_configure", "repair", serving.repair_cases),
     Exercise("ex-05-names", "05_configure", "argument_positions", serving.names_cases),
     Exercise(  # without `server`, whose attributes are the answers

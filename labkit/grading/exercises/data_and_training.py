@@ -84,27 +84,34 @@ def learning_rate_cases(seed: int) -> list[Case]:
     ]
 
 
-def recalls_cases(seed: int) -> list[Case]:
-    """`recalls(matrix)`: right answers over the images of each true class."""
-    rng = generator(seed, "ex-02-recalls")
+def calibration_cases(seed: int) -> list[Case]:
+    """`calibration_error(confidence, right)`: the expected calibration error, ten bins."""
+    rng = generator(seed, "ex-02-calibration")
 
-    def counts(high: int = 40) -> np.ndarray:
-        return rng.integers(1, high, (10, 10)) + np.diag(rng.integers(100, 400, 10))
+    def case(label: str, bins: list[int], chance: float) -> Case:
+        """Confidences inside these bins, right as often as `chance` times the confidence."""
+        places = rng.choice(bins, 60)
+        confidence = (places + rng.uniform(0.1, 0.9, 60)) / 10
+        return exact(label, confidence, rng.random(60) < chance * confidence)
 
-    unequal = counts() * rng.integers(1, 9, (10, 1))
-    never, favourite = counts(), counts()
-    missed = int(rng.integers(10))
-    never[missed, missed] = 0
-    favourite[:, int(rng.integers(10))] += 300
-    matrices = {
-        "the classes have unequal numbers of images": unequal,
-        "a class is never answered rightly": never,
-        "one answer is given far too often": favourite,
-        "most answers are right": counts(4),
-    }
+    def exact(label: str, confidence: np.ndarray, right: np.ndarray) -> Case:
+        error = 0.0
+        for number in range(10):
+            inside = np.minimum(np.floor(10 * confidence), 9) == number
+            if inside.any():
+                distance = abs(right[inside].mean() - confidence[inside].mean())
+                error += inside.sum() / len(inside) * distance
+        return Case(label, [array(confidence), array(right)], close(error, 0, 1e-6))
+
+    certain = np.concatenate([np.ones(12), rng.uniform(0.91, 0.97, 12), rng.uniform(0.41, 0.47, 9)])
+    opposite = np.repeat(rng.uniform([0.31, 0.81], [0.39, 0.89]), 20)
     return [
-        Case(label, [array(matrix)], close(np.diag(matrix) / matrix.sum(axis=1), 0, 1e-6))
-        for label, matrix in matrices.items()
+        case("every bin has answers", list(range(10)), 0.7),
+        case("some bins are empty", [3, 6, 8], 0.7),
+        case("the network is surer of itself than it is right", [7, 8, 9], 0.5),
+        case("the network is right more often than it believes", [2, 3], 1.9),
+        exact("the errors of two bins point in opposite directions", opposite, np.arange(40) < 20),
+        exact("some confidences are 1", certain, rng.random(33) < 0.6),
     ]
 
 
@@ -157,24 +164,29 @@ def _sums(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return result
 
 
-def pairs_cases(seed: int) -> list[Case]:
-    """`pair_sums(activations, weights)`: exact sums of neighbouring products."""
-    rng = generator(seed, "ex-04-pairs")
+def broken_cases(seed: int) -> list[Case]:
+    """`broken_layer(expected, found)`: where the signal-to-noise ratio falls most."""
+    rng = generator(seed, "ex-04-broken")
 
-    def case(label: str, activations: np.ndarray, weights: np.ndarray) -> Case:
-        products = activations.astype(np.int64) * weights.astype(np.int64)
-        wanted = products.reshape(*products.shape[:-1], -1, 2).sum(axis=-1)
-        return Case(label, [array(activations), array(weights)], close(wanted, 0, 1e-3))
+    def case(label: str, ratios: list[float], sizes: list[float] | None = None) -> Case:
+        """Layers with these ratios in dB, whose outputs are as large as `sizes`."""
+        expected, found = [], []
+        for ratio, size in zip(ratios, sizes or [1.0] * len(ratios), strict=True):
+            shape = (3, *rng.integers(2, 5, 3))
+            signal, noise = rng.normal(0, size, (2, *shape))
+            power = np.square(signal).sum() / 10 ** ((ratio + rng.uniform(-0.3, 0.3)) / 10)
+            noise *= np.sqrt(power / np.square(noise).sum())
+            expected.append(array(signal.astype(np.float32)))
+            found.append(array((signal + noise).astype(np.float32)))
+        place = int(np.argmin(np.diff([30.0, *ratios])))
+        return Case(label, [expected, found], close(place, 0, 0.1))
 
-    def drawn(label: str, *shape: int, low: int = 0) -> Case:
-        activations = rng.integers(low, 256, shape).astype(np.uint8)
-        return case(label, activations, rng.integers(-127, 128, shape).astype(np.int8))
-
-    lowest = np.full(6, 255, np.uint8), np.full(6, -128, np.int8)
     return [
-        drawn("there is one row of pairs", 10),
-        drawn("there is a single pair", 2, low=100),
-        drawn("the arrays have two axes", 3, 8),
-        drawn("the arrays have three axes", 2, 5, 6),
-        case("every sum is as low as it can be", *lowest),
+        case("an inner layer is broken", [27, 24, 9, 8, 7, 6]),
+        case("the first layer is broken", [6, 7, 5, 4]),
+        case("the last layer is broken", [28, 26, 25, 14]),
+        case("later layers lose more, but little by little", [27, 14, 10, 6, 2]),
+        case("the layers behind recover", [26, 22, 6, 13, 12]),
+        case("the outputs of another layer are larger", [26, 24, 9, 8], [1, 300, 0.01, 30]),
+        case("there are two layers", [27, 11]),
     ]

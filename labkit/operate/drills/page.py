@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
+from labkit.html_templates import templates
 from labkit.operate.drills.outcome import FAILED, NOT_MEASURED, PASSED, Number
 from labkit.plots.drills import answers_over_time
 from labkit.report_page import svg
@@ -21,13 +20,7 @@ def render(record: dict[str, Any]) -> str:
     Args:
         record: The content of drills.json, validated.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("labkit", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates()
     environment.filters.update(number=_number, decisive=decisive, mark=MARKS.get)
     rows = record["results"]
     return environment.get_template("drills.html").render(
