@@ -23,8 +23,8 @@ _MOODLE: Final = re.compile(
     r"(?P<name>.+)_(?P<user>\d+)_assignsubmission_(?P<what>file|onlinetext)_?(?P<file>.*)",
     re.DOTALL,
 )
-# Canvas counts what was handed in again under the same name.
-_AGAIN: Final = re.compile(r"-(\d+)(?=(\.[A-Za-z0-9]+)+$|$)")
+# Canvas counts what was handed in again under the same name: 01_data-1.ipynb.
+_AGAIN: Final = re.compile(r"-([1-9]\d*)(?=(\.[A-Za-z0-9]+)+$|$)")
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,7 @@ class Name:
         person: As the platform writes the name.
         user: The platform's own number for the person.
         prefix: What it expects before the name of a file that is given back.
-        file: The file's own name; empty for a folder.
-        again: How often it was handed in before.
+        file: The file's own name, with what Canvas may have added; empty for a folder.
         late: Whether the platform says so.
         is_text: Whether it is what was typed into a field, and no file.
     """
@@ -47,7 +46,6 @@ class Name:
     user: str
     prefix: str
     file: str
-    again: int = 0
     late: bool = False
     is_text: bool = False
 
@@ -62,17 +60,17 @@ def read_name(name: str) -> Name | None:
     if match and name.endswith(".zip") and min(map(len, match.group("user", "submission"))) < 3:
         return None  # a date, in the name of somebody's own zip
     if match:
-        again = _AGAIN.search(match["file"])
+        prefix = name[: match.start("file")]
         return Name(
-            CANVAS,
-            match["name"],
-            match["user"],
-            name[: match.start("file")],
-            _AGAIN.sub("", match["file"]),
-            int(again[1]) if again else 0,
-            bool(match["late"]),
+            CANVAS, match["name"], match["user"], prefix, match["file"], bool(match["late"])
         )
     return None
+
+
+def without_count(file: str) -> tuple[str, int]:
+    """Return a file's name without the count that Canvas may have added, and the count, else 0."""
+    counted = _AGAIN.search(file)
+    return (_AGAIN.sub("", file), int(counted[1])) if counted else (file, 0)
 
 
 POINTS_POSSIBLE: Final = "points possible"  # a row of Canvas' gradebook that is no student

@@ -9,7 +9,7 @@ import shutil
 import stat
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
@@ -22,7 +22,7 @@ from labkit.grading.find_notebooks import (
 )
 from labkit.grading.notebook import IntakeError, NotebookNode
 from labkit.grading.results import GRADED, MISSING, REJECTED
-from labkit.grading.roster import MOODLE, Name, read_name
+from labkit.grading.roster import CANVAS, MOODLE, Name, read_name, without_count
 from labkit.grading.unpack import IGNORED, Rejected, take
 from labkit.grading.untrusted import short_name
 
@@ -162,10 +162,12 @@ def _of_platform(files: list[tuple[Name, Path]]) -> Source:
     first = files[0][0]
     late = any(name.late for name, _ in files)
     notes, latest = [], {}
-    for name, path in sorted(files, key=lambda entry: entry[0].again):
-        if name.file and name.file in latest:
-            notes.append(f"{short_name(name.file)} was handed in again: the latest counts")
-        latest[name.file or path.name] = path
+    given = {name.file for name, _ in files}
+    counted = [(*_own_name(name, given), path) for name, path in files]
+    for file, _, path in sorted(counted, key=lambda entry: entry[1]):
+        if file and file in latest:
+            notes.append(f"{short_name(file)} was handed in again: the latest counts")
+        latest[file or path.name] = path
     folders = [path for name, path in files if not name.file]
     if len(files) == 1 and folders:
         latest = {"": folders[0]}
@@ -178,6 +180,19 @@ def _of_platform(files: list[tuple[Name, Path]]) -> Source:
         late=late,
         notes=tuple(notes),
     )
+
+
+def _own_name(name: Name, given: Container[str]) -> tuple[str, int]:
+    """Return a file's own name, and how often it was handed in before, as Canvas counts.
+
+    A student's names may end in a number as well. It is Canvas' where the name without it was given
+    too, is that of a notebook of the lab, or of a module, which cannot be imported with it.
+    """
+    file, count = without_count(name.file)
+    is_notebook = notebook_name(file).removesuffix(".ipynb") in STAGES
+    if name.platform == CANVAS and (file in given or is_notebook or file.endswith(".py")):
+        return file, count
+    return name.file, 0
 
 
 def _student(name: str) -> str:

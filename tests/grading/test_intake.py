@@ -768,6 +768,26 @@ def test_canvas_loose_files_are_grouped_by_person(tmp_path: Path) -> None:
     assert "01_data" in take_in(found.sources[0], tmp_path / "khan", REFERENCES).notebooks
 
 
+@pytest.mark.parametrize(
+    ("given", "taken"),
+    [
+        ([f"lab-0{n}.ipynb" for n in range(1, 9)], [f"lab-0{n}.ipynb" for n in range(1, 9)]),
+        (["lab-1.ipynb", "lab-2.ipynb"], ["lab-1.ipynb", "lab-2.ipynb"]),
+        (["data-2024.csv", "lab.ipynb"], ["data-2024.csv", "lab.ipynb"]),
+        (["data.csv", "data-1.csv", "lab.ipynb"], ["data.csv", "lab.ipynb"]),
+        (["01_data-2.ipynb", "02_train-1.ipynb.txt"], ["01_data.ipynb", "02_train.ipynb.txt"]),
+        (["utils-1.py", "lab.ipynb"], ["lab.ipynb", "utils.py"]),
+    ],
+    ids=str,
+)
+def test_only_a_number_that_canvas_has_added_is_taken_from_a_name(
+    tmp_path: Path, given: list[str], taken: list[str]
+) -> None:
+    files = {f"doejane_123_45{n}_{name}": name.encode() for n, name in enumerate(given)}
+    (source,) = find_submissions(write_folder(tmp_path / "class", files)).sources
+    assert sorted(source.paths) == taken
+
+
 def test_a_date_in_the_name_of_a_zip_is_no_number_of_a_platform(tmp_path: Path) -> None:
     write_zip(tmp_path / "smith_2026_11_lab.zip", [("01_data.ipynb", notebook())])
     (source,) = find_submissions(tmp_path).sources
