@@ -18,6 +18,11 @@ _CANVAS: Final = re.compile(
     r"(?P<name>.+?)_(?:(?P<late>LATE)_)?(?P<user>\d+)_(?P<submission>\d+)_(?P<file>.+)",
     re.DOTALL,
 )
+# LATE_anon_aB3xY_67890_01_data.ipynb, where grading is anonymous: late, who, attachment, file.
+_ANONYMOUS: Final = re.compile(
+    r"(?:(?P<late>LATE)_)?(?P<name>anon_[A-Za-z0-9]+)_(?P<attachment>\d+)_(?P<file>.+)",
+    re.DOTALL,
+)
 # Jane Doe_12345_assignsubmission_file_: a folder, or in front of the file's name.
 _MOODLE: Final = re.compile(
     r"(?P<name>.+)_(?P<user>\d+)_assignsubmission_(?P<what>file|onlinetext)_?(?P<file>.*)",
@@ -34,7 +39,7 @@ class Name:
     Attributes:
         platform: `canvas` or `moodle`.
         person: As the platform writes the name.
-        user: The platform's own number for the person.
+        user: The platform's own number for the person; empty where it is kept from the grader.
         prefix: What it expects before the name of a file that is given back.
         file: The file's own name, with what Canvas may have added; empty for a folder.
         late: Whether the platform says so.
@@ -56,6 +61,9 @@ def read_name(name: str) -> Name | None:
         prefix = name[: len(name) - len(match["file"])] if match["file"] else name
         is_text = match["what"] == "onlinetext"
         return Name(MOODLE, match["name"], match["user"], prefix, match["file"], is_text=is_text)
+    if match := _ANONYMOUS.fullmatch(name):
+        prefix = name[: match.start("file")]
+        return Name(CANVAS, match["name"], "", prefix, match["file"], bool(match["late"]))
     match = _CANVAS.fullmatch(name)
     if match and name.endswith(".zip") and min(map(len, match.group("user", "submission"))) < 3:
         return None  # a date, in the name of somebody's own zip

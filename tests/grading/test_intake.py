@@ -768,6 +768,19 @@ def test_canvas_loose_files_are_grouped_by_person(tmp_path: Path) -> None:
     assert "01_data" in take_in(found.sources[0], tmp_path / "khan", REFERENCES).notebooks
 
 
+def test_canvas_files_without_names_are_grouped_by_person(tmp_path: Path) -> None:
+    files = {
+        "anon_aB3xY_67890_01_data.ipynb": notebook(),
+        "anon_aB3xY_67891_02_train.ipynb": notebook(),
+        "LATE_anon_9kQzP_67892_01_data-1.ipynb": notebook(),
+    }
+    sources = find_submissions(write_folder(tmp_path / "class", files)).sources
+    assert [(s.student, s.user, s.prefix, s.late, sorted(s.paths)) for s in sources] == [
+        ("anon_9kQzP", "", "LATE_anon_9kQzP_67892_", True, ["01_data.ipynb"]),
+        ("anon_aB3xY", "", "anon_aB3xY_67890_", False, ["01_data.ipynb", "02_train.ipynb"]),
+    ]
+
+
 @pytest.mark.parametrize(
     ("given", "taken"),
     [
