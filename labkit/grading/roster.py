@@ -92,7 +92,7 @@ CANVAS_COLUMNS: Final = {
 MOODLE_COLUMNS: Final = {
     "identifier": "user", "full name": "name", "first name": "first", "last name": "last",
     "surname": "last", "id number": "id", "email address": "email", "username": "login",
-    "status": "status", "exempt": "exempt",
+    "status": "status", "last modified (grade)": "graded", "exempt": "exempt",
 }  # fmt: skip
 OWN_COLUMNS: Final = ("student", "name", "email", "id", "exempt")
 
@@ -115,6 +115,7 @@ class Person:
         section: Of the course.
         exempt: Whether no points are to be given.
         late: Whether the platform says so.
+        graded: When the platform last saw a grade, as Moodle's worksheet writes it.
     """
 
     student: str = ""
@@ -126,6 +127,7 @@ class Person:
     section: str = ""
     exempt: bool = False
     late: bool = False
+    graded: str = ""
 
     @property
     def shown(self) -> str:
@@ -151,13 +153,14 @@ class Roster:
         """Return whose submission it is; None where that is not clear.
 
         By the submission's own name, by the platform's number, and by the person's name, in either
-        order and as Canvas writes it into the names of files.
+        order and as Canvas writes it into the names of files; of two numbers that differ, the name
+        is another person's.
         """
         own, user = roster_key(result.student), result.handed_in.user
         tests = (
             lambda p: bool(p.student) and roster_key(p.student) == own,
             lambda p: bool(p.user and user) and p.user == user,
-            lambda p: bool(p.name) and _squashed(own) in _spellings(p.name),
+            lambda p: not (p.user and user) and _squashed(own) in _spellings(p.name),
         )
         for test in tests:
             found = [person for person in self.people if test(person)]
@@ -252,6 +255,7 @@ def _person(fields: Mapping[str, str]) -> Person:
         section=fields.get("section", ""),
         exempt=fields.get("exempt", "").casefold() in YES,
         late="late" in fields.get("status", "").casefold(),
+        graded=fields.get("graded", ""),
     )
 
 
