@@ -23,7 +23,7 @@ from labkit.grading.find_notebooks import (
 from labkit.grading.notebook import IntakeError, NotebookNode
 from labkit.grading.results import GRADED, MISSING, REJECTED
 from labkit.grading.roster import CANVAS, MOODLE, Name, read_name, without_count
-from labkit.grading.unpack import IGNORED, Rejected, take
+from labkit.grading.unpack import IGNORED, Rejected, names_in_zip, take
 from labkit.grading.untrusted import short_name
 
 MAX_NOTES = 20
@@ -112,7 +112,8 @@ def find_submissions(folder: Path) -> Found:
     """Return the submissions in a folder, which may be what a learning platform lets download.
 
     Canvas gives loose files, Moodle a folder for each student or loose files as well; their names
-    say whose they are. Anything else is a folder or zip for each student.
+    say whose they are. Anything else is a folder or zip for each student. A folder that holds
+    nothing but such a download is as good as the download; else it is nobody's, as its zip is.
 
     Raises:
         IntakeError: it is not a folder, or holds no submission.
@@ -125,6 +126,7 @@ def find_submissions(folder: Path) -> Found:
     sources: list[Source] = []
     left_out: list[str] = []
     lost: list[str] = []
+    downloads: list[Path] = []
     named: dict[tuple[str, str, str], list[tuple[Name, Path]]] = defaultdict(list)
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or path.name in IGNORED:
@@ -134,6 +136,8 @@ def find_submissions(folder: Path) -> Found:
         if name and plain and (name.file or stat.S_ISDIR(mode)) and _fits(name, mode):
             if not name.is_text:
                 named[name.platform, name.person, name.user].append((name, path))
+        elif plain and _is_download(path):
+            downloads.append(path)
         elif stat.S_ISDIR(mode):
             sources.append(Source(_student(path.name), {"": path}))
         elif stat.S_ISREG(mode) and path.suffix.lower() == ".zip":
@@ -144,12 +148,42 @@ def find_submissions(folder: Path) -> Found:
             if notebook_name(path.name) or path.suffix.lower() in ARCHIVES:
                 lost.append(short_name(path.name))
     sources += [_of_platform(files) for files in named.values()]
-    if not sources:
-        found = "; ".join(left_out[:MAX_NOTES]) or "it is empty"
-        raise IntakeError(
-            f"{folder} holds no submission ({found}): expected one folder or one zip per student"
+    inside = [path for path in downloads if path.is_dir()]
+    deeper = Found([], [], [])
+    if len(inside) == 1 and not sources:
+        downloads.remove(inside[0])
+        deeper = find_submissions(inside[0])
+    for path in downloads:
+        left_out.append(
+            f"left out: {short_name(path.name)} holds what several people have handed in: give it, "
+            "unpacked, as the folder of submissions"
         )
-    return Found(_told_apart(sources), left_out, lost)
+        lost.append(short_name(path.name))
+    if not sources and not deeper.sources:
+        why = "; ".join(left_out[:MAX_NOTES]) or "it is empty"
+        raise IntakeError(
+            f"{folder} holds no submission ({why}): expected one folder or one zip per student"
+        )
+    told_apart = _told_apart(sources) or deeper.sources
+    return Found(told_apart, left_out + deeper.left_out, lost + deeper.notebooks)
+
+
+def _is_download(path: Path) -> bool:
+    """Return whether a folder or zip is what a platform gives for several people, by its names."""
+    try:
+        if path.is_dir():
+            names = [child.name for child in path.iterdir() if child.name not in IGNORED]
+        else:
+            names = names_in_zip(path)
+    except OSError:
+        return False
+    names = [unicodedata.normalize("NFC", name).strip("/") for name in names]
+    tops = {name.split("/")[0] for name in names}
+    if len(tops) == 1:  # a zip with all in one folder
+        tops = {name.split("/")[1] for name in names if "/" in name}
+    found = [name for top in tops if (name := read_name(top))]
+    people = {(name.platform, name.person, name.user) for name in found}
+    return len(people) > 1 and 2 * len(found) > len(tops)
 
 
 def _fits(name: Name, mode: int) -> bool:

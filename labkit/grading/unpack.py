@@ -15,7 +15,7 @@ import unicodedata
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -223,21 +223,42 @@ class _Staging:
             Damaged: it cannot be read.
             Rejected: see `copy`.
         """
-        try:
-            with open_plain(root, name) as stream:
-                if _directory_bytes(stream) > MAX_DIRECTORY_BYTES:
-                    raise Rejected(
-                        f"{short_name(name)} has too many entries, expected at most "
-                        f"{MAX_FILES:,}: pack only the notebooks and the files that they need"
-                    )
-                with zipfile.ZipFile(stream) as archive:
-                    self.copy(zip_entries(archive, self.notes), below)
-        except (*DAMAGE, UnfitFile) as error:
-            raise _damaged(name, error) from error
-        except OSError as error:
-            if error.errno != errno.EINVAL:  # a place before the start of the file
-                raise
-            raise _damaged(name, error) from error
+        with _opened(root, name) as archive:
+            self.copy(zip_entries(archive, self.notes), below)
+
+
+@contextmanager
+def _opened(root: Path, name: str) -> Iterator[zipfile.ZipFile]:
+    """Open a zip for as long as its content is read.
+
+    Raises:
+        Damaged: it cannot be read.
+        Rejected: it has too many entries.
+    """
+    try:
+        with open_plain(root, name) as stream:
+            if _directory_bytes(stream) > MAX_DIRECTORY_BYTES:
+                raise Rejected(
+                    f"{short_name(name)} has too many entries, expected at most "
+                    f"{MAX_FILES:,}: pack only the notebooks and the files that they need"
+                )
+            with zipfile.ZipFile(stream) as archive:
+                yield archive
+    except (*DAMAGE, UnfitFile) as error:
+        raise _damaged(name, error) from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a place before the start of the file
+            raise
+        raise _damaged(name, error) from error
+
+
+def names_in_zip(path: Path) -> list[str]:
+    """Return the names of a zip's entries, as `zip_entries` reads them; none if it is damaged."""
+    try:
+        with _opened(path.parent, path.name) as archive:
+            return [name for info in archive.infolist() if not _is_ignored(name := _zip_name(info))]
+    except (Rejected, OSError):
+        return []
 
 
 def take(
@@ -260,7 +281,12 @@ def take(
         elif is_zip:
             place.take_zip(path.parent, path.name)
         elif name.lower().endswith(".zip"):
-            place.take_zip(path.parent, path.name, name[: -len(".zip")])
+            try:
+                place.take_zip(path.parent, path.name, name[: -len(".zip")])
+            except Damaged as error:
+                if len(paths) == 1:
+                    raise
+                notes.append(left_out(name, str(error)))
         else:
             place.copy(file_entries(path, name, notes))
     place.open_zips()

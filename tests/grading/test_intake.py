@@ -781,6 +781,35 @@ def test_canvas_files_without_names_are_grouped_by_person(tmp_path: Path) -> Non
     ]
 
 
+@pytest.mark.parametrize("inside", ["", "download/"])
+def test_the_download_itself_is_no_student(tmp_path: Path, inside: str) -> None:
+    names = ["doejane_123_456_01_data.ipynb", "leeann_222_457_01_data.ipynb"]
+    place = tmp_path / "class"
+    write_folder(place / "submissions", {name: notebook() for name in names})
+    packed = write_zip(
+        place / "submissions.zip", [(f"{inside}{name}", notebook()) for name in names]
+    )
+    found = find_submissions(place)
+    assert [source.student for source in found.sources] == ["doejane", "leeann"]
+    assert found.sources[0].path.parent == place / "submissions"
+    assert found.notebooks == ["submissions.zip"]
+    (place / "khan_333_458_01_data.ipynb").write_bytes(notebook())
+    found = find_submissions(place)
+    assert [source.student for source in found.sources] == ["khan"]
+    assert found.notebooks == ["submissions", "submissions.zip"]
+    write_folder(tmp_path / "only", {"s.zip": packed.read_bytes()})
+    with pytest.raises(IntakeError, match=r"s\.zip holds what several people have handed in"):
+        find_submissions(tmp_path / "only")
+
+
+def test_a_students_own_files_may_be_called_as_a_platform_would(tmp_path: Path) -> None:
+    files = {"01_data.ipynb": notebook(), "02.ipynb": notebook(), "03.ipynb": notebook()}
+    files |= {"run_100_200_log.txt": b"", "try_100_201_log.txt": b""}
+    write_folder(tmp_path / "ada", files)
+    write_zip(tmp_path / "bea.zip", list(files.items()))
+    assert [source.student for source in find_submissions(tmp_path).sources] == ["ada", "bea"]
+
+
 @pytest.mark.parametrize(
     ("given", "taken"),
     [
@@ -853,6 +882,17 @@ def test_the_limits_hold_for_what_a_zip_inside_holds(
 
 def test_a_damaged_zip_inside_costs_itself_only(take_folder) -> None:
     found = take_folder({"01_data.ipynb": notebook(), "extra.zip": b"PK no zip"})
+    assert list(found.notebooks) == ["01_data"]
+    assert any("extra.zip is damaged or no zip" in note for note in found.notes)
+
+
+def test_a_damaged_zip_beside_loose_files_costs_itself_only(tmp_path: Path) -> None:
+    write_folder(tmp_path / "class", {"doejane_123_457_extra.zip": b"PK no zip"})
+    (source,) = find_submissions(tmp_path / "class").sources
+    assert take_in(source, tmp_path / "alone", REFERENCES).status == REJECTED
+    write_folder(tmp_path / "class", {"doejane_123_456_01_data.ipynb": notebook()})
+    (source,) = find_submissions(tmp_path / "class").sources
+    found = take_in(source, tmp_path / "staging", REFERENCES)
     assert list(found.notebooks) == ["01_data"]
     assert any("extra.zip is damaged or no zip" in note for note in found.notes)
 
