@@ -300,7 +300,7 @@ def take_in(
         raise IntakeError(f"the staging folder {staging} is not empty: give a new one")
     notes = list(source.notes)
     try:
-        digests = take(source.paths, source.is_zip, staging, notes)
+        digests, from_zips = take(source.paths, source.is_zip, staging, notes)
         if not digests:
             raise Rejected(
                 f"{short_name(source.path.name)} holds no file that can be taken in, expected the "
@@ -312,8 +312,9 @@ def take_in(
         return Intake(source.student, REJECTED, staging, str(error), notes=_at_most(notes))
     top = _top_folder(digests)
     digests = {str(PurePosixPath(name).relative_to(top)): digests[name] for name in sorted(digests)}
+    from_zips = frozenset(str(PurePosixPath(name).relative_to(top)) for name in from_zips)
     folder = staging / top
-    notebooks, problems = find_notebooks(folder, digests, references)
+    notebooks, problems = find_notebooks(folder, digests, references, from_zips)
     used = {found.path.relative_to(folder).as_posix() for found in notebooks.values()}
     nothing = all(problem.verdict == MISSING for problem in problems.values()) and not notebooks
     return Intake(

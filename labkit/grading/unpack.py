@@ -169,6 +169,7 @@ class _Staging:
     def __init__(self, folder: Path, notes: list[str]) -> None:
         self.folder, self.notes = folder, notes
         self.digests: dict[str, str] = {}
+        self.from_zips: set[str] = set()  # of the zips that lay among other files
         self._room = MAX_TOTAL_BYTES
 
     def copy(self, entries: Iterable[Entry], below: str = "") -> None:
@@ -223,8 +224,13 @@ class _Staging:
             Damaged: it cannot be read.
             Rejected: see `copy`.
         """
-        with _opened(root, name) as archive:
-            self.copy(zip_entries(archive, self.notes), below)
+        before = set(self.digests)
+        try:
+            with _opened(root, name) as archive:
+                self.copy(zip_entries(archive, self.notes), below)
+        finally:  # also what came out before it turned out to be damaged
+            if below:
+                self.from_zips |= self.digests.keys() - before
 
 
 @contextmanager
@@ -263,13 +269,13 @@ def names_in_zip(path: Path) -> list[str]:
 
 def take(
     paths: Mapping[str, Path], is_zip: bool, staging: Path, notes: list[str]
-) -> dict[str, str]:
+) -> tuple[dict[str, str], frozenset[str]]:
     """Copy what was handed in: a folder or zip (under the name ""), or several files or folders.
 
     A zip in it is opened once, under the same limits.
 
     Returns:
-        File → SHA-256.
+        File → SHA-256, and the files that came out of a zip among other files.
 
     Raises:
         Rejected: it is damaged, too many files, or too large.
@@ -291,7 +297,7 @@ def take(
             place.copy(file_entries(path, name, notes))
     place.open_zips()
     _normalise_modes(staging)
-    return place.digests
+    return place.digests, frozenset(place.from_zips)
 
 
 def _damaged(name: str, error: Exception) -> Damaged:

@@ -21,6 +21,7 @@ from labkit.grading import find_notebooks, submission, unpack
 from labkit.grading.grade import reference_notebooks
 from labkit.grading.notebook import read_notebook
 from labkit.grading.results import AMBIGUOUS, GRADED, INVALID, MISSING, REJECTED
+from labkit.grading.student_notebook import with_stubs
 from labkit.grading.submission import (
     Intake,
     IntakeError,
@@ -45,8 +46,8 @@ def notebook(*ids: str, source: str = "1") -> bytes:
     return nbformat.writes(new_notebook(cells=cells)).encode()
 
 
-def reference(*ids: str) -> NotebookNode:
-    return nbformat.reads(notebook(*ids).decode(), as_version=4)
+def reference(*ids: str, source: str = "1") -> NotebookNode:
+    return nbformat.reads(notebook(*ids, source=source).decode(), as_version=4)
 
 
 REFERENCES = {
@@ -895,6 +896,39 @@ def test_a_damaged_zip_beside_loose_files_costs_itself_only(tmp_path: Path) -> N
     found = take_in(source, tmp_path / "staging", REFERENCES)
     assert list(found.notebooks) == ["01_data"]
     assert any("extra.zip is damaged or no zip" in note for note in found.notes)
+
+
+SOLVED = "def leaked(a, b):\n    ### BEGIN SOLUTION\n    return 1\n    ### END SOLUTION"
+STUB = with_stubs(SOLVED, "ex-01-leak")
+HANDED_OUT, MINE = (notebook("ex-01-leak", source=source) for source in (STUB, "def leaked(): 2"))
+
+
+@pytest.mark.parametrize(
+    ("files", "chosen", "note"),
+    [
+        ({"mine/01_data.ipynb": MINE, "out.zip": zipped(("01_data.ipynb", HANDED_OUT))},
+         "mine/01_data.ipynb", "out/01_data.ipynb was ignored: its exercises are as handed out"),
+        ({"mine/01_data.ipynb": MINE, "old.zip": zipped(("01_data.ipynb", notebook()))},
+         "mine/01_data.ipynb", "old/01_data.ipynb was ignored: it came in a zip beside this"),
+        ({"01_data.ipynb": HANDED_OUT, "Copy of 01_data.ipynb": MINE},
+         "Copy of 01_data.ipynb", "; 01_data.ipynb was ignored: its exercises are as handed out"),
+        ({"01_data.ipynb": HANDED_OUT, "sub/01_data.ipynb": MINE},
+         "sub/01_data.ipynb", "01_data.ipynb was ignored: its exercises are as handed out"),
+        ({"01_data.ipynb": HANDED_OUT, "lab.zip": zipped(("01_data.ipynb", MINE))},
+         "lab/01_data.ipynb", "01_data.ipynb was ignored: its exercises are as handed out"),
+        ({"01_data.ipynb": HANDED_OUT, "x.txt": b""}, "01_data.ipynb", ""),
+    ],
+)  # fmt: skip
+def test_a_copy_of_what_was_handed_out_is_in_nobodys_way(
+    tmp_path: Path, files: Files, chosen: str, note: str
+) -> None:
+    folder = write_folder(tmp_path / "ada", files | {"readme.txt": b""})
+    references = {"01_data": reference("ex-01-leak", source=SOLVED)}
+    found = take_in(Source("ada", {"": folder}), tmp_path / "staging", references)
+    assert list(found.notebooks) == ["01_data"], found.problems["01_data"]
+    one = found.notebooks["01_data"]
+    assert one.path == found.folder / chosen
+    assert note in one.note and bool(note) == bool(one.note)
 
 
 def test_an_archive_that_is_not_opened_is_named(take_folder) -> None:
