@@ -19,8 +19,8 @@ EXEMPT: Final = "exempt"
 NEVER: Final = "-"  # as Moodle writes it
 # A cell that begins so is a formula to a spreadsheet; the last four are their full-width twins.
 FORMULA_STARTS: Final = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
-# So is what follows a sign at which some of them split a cell.
-_SPLIT_FORMULA: Final = re.compile(r"([;,|]\s*)(?=[=+\-@＝＋－＠])")
+# So is what follows a sign at which some of them split a cell, and quotes that they take away.
+_SPLIT_FORMULA: Final = re.compile(r"""([;,|]["'\s]*)(?=[=+\-@＝＋－＠])""")
 WORKSHEET: Final = ("Identifier", "Full name", "Email address", "Status", "Grade",
                     "Maximum Grade", "Last modified (grade)", "Feedback comments")  # fmt: skip
 
