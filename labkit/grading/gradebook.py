@@ -175,11 +175,12 @@ def _worksheet(lines: Sequence[tuple[Result, Person]], maximum: str) -> list[lis
 
 
 def _comment(result: Result) -> str:
-    """Return the points per notebook in one line. Nothing in it was written by a student."""
-    if result.exempt:
+    """Return the points per notebook in one line. Nothing in it was written by a student.
+
+    Empty where there are no points to import: it would take the place of a comment that is there.
+    """
+    if result.exempt or result.status != GRADED:
         return ""
-    if result.status != GRADED:
-        return f"{result.status}: nothing in the submission could be graded"
     parts = [f"{points_text(result.points)} of {points_text(result.maximum)} points."]
     verdicts = {record.stage: record.verdict for record in result.stages}
     for stage in dict.fromkeys(item.stage for item in result.items):

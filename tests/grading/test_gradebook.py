@@ -167,6 +167,8 @@ def test_points_that_are_not_to_be_trusted_are_not_imported(tmp_path: Path) -> N
             "ada": "100", "bob": "", "eve": "",
         }  # fmt: skip
         assert "zoe" not in given
+    comments = {row[0]: row[4] for row in rows_of(tmp_path / "moodle.csv")[1:]}
+    assert comments["ada"] and not comments["bob"] and not comments["eve"]
     found = table(tmp_path / "gradebook.csv")
     assert found["bob"]["status"] == "failed"
     assert found["bob"]["notes"] == "The disk was full."
