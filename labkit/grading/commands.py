@@ -144,7 +144,7 @@ def grade(
         more = f" and {len(found.notebooks) - SHOWN} more" if len(found.notebooks) > SHOWN else ""
         console.print(
             f"[red]left out:[/] {len(found.notebooks)} notebooks or archives that are nobody's "
-            f"({escape(lost + more)}): put each into a folder of its student"
+            f"({escape(lost + more)}): put each into a folder of its student, or away"
         )
         status = status if leave_out else 2
     if status:

@@ -2,8 +2,8 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path, PurePosixPath
 
@@ -11,6 +11,7 @@ from labkit.chain import STAGES
 from labkit.grading.exercises.catalogue import CATALOGUE
 from labkit.grading.notebook import IntakeError, NotebookNode, grade_ids, read_notebook
 from labkit.grading.results import AMBIGUOUS, INVALID, MISSING
+from labkit.grading.student_notebook import with_stubs
 from labkit.grading.untrusted import short_name
 from labkit.workspace import project_root
 
@@ -31,7 +32,7 @@ class NotebookFound:
     Attributes:
         path: In the staging folder.
         notebook: What is in it.
-        note: Where renamed, how it is to be called.
+        note: Where renamed, how it is to be called; which others were ignored.
     """
 
     path: Path
@@ -56,31 +57,88 @@ def find_notebooks(
     folder: Path,
     digests: Mapping[str, str],
     references: Mapping[str, NotebookNode] | None = None,
+    from_zips: Container[str] = (),
 ) -> tuple[dict[str, NotebookFound], dict[str, NotebookProblem]]:
     """Find the notebook of every stage; each stage is a key of one of the two results.
+
+    A copy of what was handed out beats no work: where there is another candidate, one with all its
+    exercises untouched is ignored, and what came in a zip counts after what did not.
 
     Args:
         folder: Plain files only.
         digests: Name below `folder` → SHA-256.
         references: See `take_in`.
+        from_zips: Of the names, those that came out of a zip among other files.
     """
-    names = [name for name in sorted(digests, key=_rank) if notebook_name(name)]
+    references = _committed() if references is None else references
+
+    def rank(name: str) -> tuple[bool, int, str]:
+        return (name in from_zips, *_rank(name))
+
+    names = [name for name in sorted(digests, key=rank) if notebook_name(name)]
     exact = {stage: [n for n in names if _is_called(n, stage)] for stage in STAGES}
     strange = [n for n in names if not any(_is_called(n, stage) for stage in STAGES)]
+    untouched: set[str] = set()
+    for stage in STAGES:
+        if strange or len(exact[stage]) > 1:
+            untouched |= _untouched(stage, folder, exact[stage], references)
     guessed: Mapping[str, list[str]] = {}
-    if not all(exact.values()):
+    if any(untouched.issuperset(exact[stage]) for stage in STAGES):
         guessed = _guess_stages(folder, strange[:MAX_GUESSED], references)
     notebooks: dict[str, NotebookFound] = {}
     problems: dict[str, NotebookProblem] = {}
     for stage in STAGES:
-        best = [name for name in exact[stage] if _rank(name)[0] == _rank(exact[stage][0])[0]]
-        candidates = {digests[name]: name for name in reversed(best or guessed.get(stage, []))}
-        outcome = _choose(stage, folder, sorted(candidates.values(), key=_rank))
+        others = guessed.get(stage, [])
+        untouched |= _untouched(stage, folder, others, references)
+        worked_on = [[n for n in pool if n not in untouched] for pool in (exact[stage], others)]
+        pool = next(filter(None, (*worked_on, exact[stage], others)), [])
+        depth = 2 if pool and pool[0] in exact[stage] else 1  # of other names all that are there
+        best = [name for name in pool if rank(name)[:depth] == rank(pool[0])[:depth]]
+        candidates = {digests[name]: name for name in reversed(best)}
+        outcome = _choose(stage, folder, sorted(candidates.values(), key=rank))
         if isinstance(outcome, NotebookFound):
-            notebooks[stage] = outcome
+            rest = [n for n in (*exact[stage], *others) if digests[n] not in candidates]
+            notes = [outcome.note, *_ignored(rest, untouched, from_zips)]
+            notebooks[stage] = replace(outcome, note="; ".join(filter(None, notes)))
         else:
             problems[stage] = outcome
     return notebooks, problems
+
+
+def _untouched(
+    stage: str, folder: Path, names: Iterable[str], references: Mapping[str, NotebookNode]
+) -> set[str]:
+    """Return the notebooks of a stage in which every exercise is as it was handed out."""
+    solved = references[stage].cells if stage in references else []
+    exercises = [cell.source for cell in solved if "### BEGIN SOLUTION" in cell.source]
+    stubs = {_as_read(with_stubs(source, stage)) for source in exercises}
+    found = set()
+    for name in names if stubs else ():
+        try:
+            cells = read_notebook(folder / name).cells
+        except IntakeError:
+            continue
+        if stubs <= {_as_read(cell.source) for cell in cells}:
+            found.add(name)
+    return found
+
+
+def _as_read(source: str) -> str:
+    """Return what a person would compare of two cells: no blanks at the ends of lines."""
+    return "\n".join(line.rstrip() for line in source.strip().splitlines())
+
+
+def _ignored(
+    names: Iterable[str], untouched: Container[str], from_zips: Container[str]
+) -> list[str]:
+    """Return a note for every notebook that might have been a stage's and was not chosen."""
+    notes = []
+    for name in names:
+        if name in untouched:
+            notes.append(f"{short_name(name)} was ignored: its exercises are as handed out")
+        elif name in from_zips:
+            notes.append(f"{short_name(name)} was ignored: it came in a zip beside this notebook")
+    return notes
 
 
 def _is_called(name: str, stage: str) -> bool:
@@ -127,14 +185,14 @@ def _choose(stage: str, folder: Path, names: list[str]) -> NotebookFound | Noteb
 
 
 def _guess_stages(
-    folder: Path, names: list[str], references: Mapping[str, NotebookNode] | None
+    folder: Path, names: list[str], references: Mapping[str, NotebookNode]
 ) -> dict[str, list[str]]:
     """Return stage → notebooks under other names that are probably its own.
 
     The exercises in a notebook say more than its name. One with the exercises of several stages is
     the notebook of none.
     """
-    known = _committed_ids() if references is None else _ids_of(references)
+    known = {stage: grade_ids(notebook) for stage, notebook in references.items()}
     by_content: dict[str, list[str]] = defaultdict(list)
     by_name: dict[str, list[str]] = defaultdict(list)
     for name in names:
@@ -146,16 +204,11 @@ def _guess_stages(
     return {stage: by_content.get(stage) or by_name.get(stage, []) for stage in STAGES}
 
 
-def _ids_of(references: Mapping[str, NotebookNode]) -> dict[str, frozenset[str]]:
-    """Return stage → names of its exercise and check cells."""
-    return {stage: grade_ids(notebook) for stage, notebook in references.items()}
-
-
 @cache
-def _committed_ids() -> dict[str, frozenset[str]]:
-    """Return stage → names of the exercise and check cells of the project's own notebooks."""
+def _committed() -> dict[str, NotebookNode]:
+    """Return stage → the project's own notebook, solved."""
     paths = {stage: project_root() / "notebooks" / f"{stage}.ipynb" for stage in STAGES}
-    return _ids_of({stage: read_notebook(path) for stage, path in paths.items() if path.is_file()})
+    return {stage: read_notebook(path) for stage, path in paths.items() if path.is_file()}
 
 
 def _stages_by_content(path: Path, known: Mapping[str, frozenset[str]]) -> list[str]:

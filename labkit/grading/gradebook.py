@@ -16,12 +16,13 @@ from labkit.workspace import atomic_path, write_text
 
 NO_SUBMISSION: Final = "no submission"
 EXEMPT: Final = "exempt"
+NEVER: Final = "-"  # as Moodle writes it
 # A cell that begins so is a formula to a spreadsheet; the last four are their full-width twins.
 FORMULA_STARTS: Final = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
-# So is what follows a sign at which some of them split a cell.
-_SPLIT_FORMULA: Final = re.compile(r"([;,|]\s*)(?=[=+\-@＝＋－＠])")
+# So is what follows a sign at which some of them split a cell, and quotes that they take away.
+_SPLIT_FORMULA: Final = re.compile(r"""([;,|]["'\s]*)(?=[=+\-@＝＋－＠])""")
 WORKSHEET: Final = ("Identifier", "Full name", "Email address", "Status", "Grade",
-                    "Maximum Grade", "Feedback comments")  # fmt: skip
+                    "Maximum Grade", "Last modified (grade)", "Feedback comments")  # fmt: skip
 
 
 def write_gradebooks(
@@ -159,21 +160,27 @@ def _moodle(lines: Sequence[tuple[Result, Person]], title: str) -> list[list[str
 
 
 def _worksheet(lines: Sequence[tuple[Result, Person]], maximum: str) -> list[list[str]]:
-    """Return Moodle's offline grading worksheet, which its assignments take back."""
+    """Return Moodle's offline grading worksheet, which its assignments take back.
+
+    Moodle takes none without its column "Last modified (grade)", and skips whoever was graded there
+    since: so that time is given back as it was.
+    """
     rows = [list(WORKSHEET)]
     for result, person in lines:
         user = person.user or result.handed_in.user
         identity = [f"Participant {user}" if user else "", person.shown, person.email]
-        rows.append([*identity, "", _grade(result), maximum, _comment(result)])
+        when = person.graded or NEVER
+        rows.append([*identity, "", _grade(result), maximum, when, _comment(result)])
     return rows
 
 
 def _comment(result: Result) -> str:
-    """Return the points per notebook in one line. Nothing in it was written by a student."""
-    if result.exempt:
+    """Return the points per notebook in one line. Nothing in it was written by a student.
+
+    Empty where there are no points to import: it would take the place of a comment that is there.
+    """
+    if result.exempt or result.status != GRADED:
         return ""
-    if result.status != GRADED:
-        return f"{result.status}: nothing in the submission could be graded"
     parts = [f"{points_text(result.points)} of {points_text(result.maximum)} points."]
     verdicts = {record.stage: record.verdict for record in result.stages}
     for stage in dict.fromkeys(item.stage for item in result.items):
@@ -196,7 +203,7 @@ def _csv(rows: Iterable[Sequence[str]]) -> str:
 def _cell(text: str) -> str:
     """Return a cell on one line that no spreadsheet takes for a formula, wherever it splits."""
     line = _SPLIT_FORMULA.sub(r"\1'", one_line(text))
-    return f"'{line}" if line.startswith(FORMULA_STARTS) else line
+    return f"'{line}" if line.startswith(FORMULA_STARTS) and line != NEVER else line
 
 
 ZIPS: Final = {CANVAS: "canvas-feedback.zip", MOODLE: "moodle-feedback.zip"}

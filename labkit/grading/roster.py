@@ -18,13 +18,18 @@ _CANVAS: Final = re.compile(
     r"(?P<name>.+?)_(?:(?P<late>LATE)_)?(?P<user>\d+)_(?P<submission>\d+)_(?P<file>.+)",
     re.DOTALL,
 )
+# LATE_anon_aB3xY_67890_01_data.ipynb, where grading is anonymous: late, who, attachment, file.
+_ANONYMOUS: Final = re.compile(
+    r"(?:(?P<late>LATE)_)?(?P<name>anon_[A-Za-z0-9]+)_(?P<attachment>\d+)_(?P<file>.+)",
+    re.DOTALL,
+)
 # Jane Doe_12345_assignsubmission_file_: a folder, or in front of the file's name.
 _MOODLE: Final = re.compile(
     r"(?P<name>.+)_(?P<user>\d+)_assignsubmission_(?P<what>file|onlinetext)_?(?P<file>.*)",
     re.DOTALL,
 )
-# Canvas counts what was handed in again under the same name.
-_AGAIN: Final = re.compile(r"-(\d+)(?=(\.[A-Za-z0-9]+)+$|$)")
+# Canvas counts what was handed in again under the same name: 01_data-1.ipynb.
+_AGAIN: Final = re.compile(r"-([1-9]\d*)(?=(\.[A-Za-z0-9]+)+$|$)")
 
 
 @dataclass(frozen=True)
@@ -34,10 +39,9 @@ class Name:
     Attributes:
         platform: `canvas` or `moodle`.
         person: As the platform writes the name.
-        user: The platform's own number for the person.
+        user: The platform's own number for the person; empty where it is kept from the grader.
         prefix: What it expects before the name of a file that is given back.
-        file: The file's own name; empty for a folder.
-        again: How often it was handed in before.
+        file: The file's own name, with what Canvas may have added; empty for a folder.
         late: Whether the platform says so.
         is_text: Whether it is what was typed into a field, and no file.
     """
@@ -47,7 +51,6 @@ class Name:
     user: str
     prefix: str
     file: str
-    again: int = 0
     late: bool = False
     is_text: bool = False
 
@@ -58,21 +61,24 @@ def read_name(name: str) -> Name | None:
         prefix = name[: len(name) - len(match["file"])] if match["file"] else name
         is_text = match["what"] == "onlinetext"
         return Name(MOODLE, match["name"], match["user"], prefix, match["file"], is_text=is_text)
+    if match := _ANONYMOUS.fullmatch(name):
+        prefix = name[: match.start("file")]
+        return Name(CANVAS, match["name"], "", prefix, match["file"], bool(match["late"]))
     match = _CANVAS.fullmatch(name)
     if match and name.endswith(".zip") and min(map(len, match.group("user", "submission"))) < 3:
         return None  # a date, in the name of somebody's own zip
     if match:
-        again = _AGAIN.search(match["file"])
+        prefix = name[: match.start("file")]
         return Name(
-            CANVAS,
-            match["name"],
-            match["user"],
-            name[: match.start("file")],
-            _AGAIN.sub("", match["file"]),
-            int(again[1]) if again else 0,
-            bool(match["late"]),
+            CANVAS, match["name"], match["user"], prefix, match["file"], bool(match["late"])
         )
     return None
+
+
+def without_count(file: str) -> tuple[str, int]:
+    """Return a file's name without the count that Canvas may have added, and the count, else 0."""
+    counted = _AGAIN.search(file)
+    return (_AGAIN.sub("", file), int(counted[1])) if counted else (file, 0)
 
 
 POINTS_POSSIBLE: Final = "points possible"  # a row of Canvas' gradebook that is no student
@@ -86,7 +92,7 @@ CANVAS_COLUMNS: Final = {
 MOODLE_COLUMNS: Final = {
     "identifier": "user", "full name": "name", "first name": "first", "last name": "last",
     "surname": "last", "id number": "id", "email address": "email", "username": "login",
-    "status": "status", "exempt": "exempt",
+    "status": "status", "last modified (grade)": "graded", "exempt": "exempt",
 }  # fmt: skip
 OWN_COLUMNS: Final = ("student", "name", "email", "id", "exempt")
 
@@ -109,6 +115,7 @@ class Person:
         section: Of the course.
         exempt: Whether no points are to be given.
         late: Whether the platform says so.
+        graded: When the platform last saw a grade, as Moodle's worksheet writes it.
     """
 
     student: str = ""
@@ -120,6 +127,7 @@ class Person:
     section: str = ""
     exempt: bool = False
     late: bool = False
+    graded: str = ""
 
     @property
     def shown(self) -> str:
@@ -145,13 +153,14 @@ class Roster:
         """Return whose submission it is; None where that is not clear.
 
         By the submission's own name, by the platform's number, and by the person's name, in either
-        order and as Canvas writes it into the names of files.
+        order and as Canvas writes it into the names of files; of two numbers that differ, the name
+        is another person's.
         """
         own, user = roster_key(result.student), result.handed_in.user
         tests = (
             lambda p: bool(p.student) and roster_key(p.student) == own,
             lambda p: bool(p.user and user) and p.user == user,
-            lambda p: bool(p.name) and _squashed(own) in _spellings(p.name),
+            lambda p: not (p.user and user) and _squashed(own) in _spellings(p.name),
         )
         for test in tests:
             found = [person for person in self.people if test(person)]
@@ -246,6 +255,7 @@ def _person(fields: Mapping[str, str]) -> Person:
         section=fields.get("section", ""),
         exempt=fields.get("exempt", "").casefold() in YES,
         late="late" in fields.get("status", "").casefold(),
+        graded=fields.get("graded", ""),
     )
 
 

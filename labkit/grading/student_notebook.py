@@ -43,7 +43,7 @@ def release_notebook(notebook: NotebookNode, name: str = "notebook") -> Notebook
             cell.metadata.pop(key, None)
         if _nbgrader(cell).get("solution"):
             where = f"{name}, {cell.metadata['nbgrader']['grade_id']}"
-            cell.source = _with_stubs(cell.source, where)
+            cell.source = with_stubs(cell.source, where)
         if leak := ANY_MARKER.search(cell.source):
             raise ReleaseError(
                 f"{name}, cell {cell.id}: got `{leak[0]}` outside of an exercise, or misspelt; "
@@ -93,7 +93,7 @@ def _check_exercises(notebook: NotebookNode, name: str) -> None:
             )
 
 
-def _with_stubs(source: str, where: str) -> str:
+def with_stubs(source: str, where: str) -> str:
     """Replace each marked region by a stub at the same indentation; all else stands."""
     lines: list[str] = []
     inside = found = False

@@ -9,7 +9,7 @@ import shutil
 import stat
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
@@ -22,8 +22,8 @@ from labkit.grading.find_notebooks import (
 )
 from labkit.grading.notebook import IntakeError, NotebookNode
 from labkit.grading.results import GRADED, MISSING, REJECTED
-from labkit.grading.roster import MOODLE, Name, read_name
-from labkit.grading.unpack import IGNORED, Rejected, take
+from labkit.grading.roster import CANVAS, MOODLE, Name, read_name, without_count
+from labkit.grading.unpack import IGNORED, Rejected, names_in_zip, take
 from labkit.grading.untrusted import short_name
 
 MAX_NOTES = 20
@@ -112,7 +112,8 @@ def find_submissions(folder: Path) -> Found:
     """Return the submissions in a folder, which may be what a learning platform lets download.
 
     Canvas gives loose files, Moodle a folder for each student or loose files as well; their names
-    say whose they are. Anything else is a folder or zip for each student.
+    say whose they are. Anything else is a folder or zip for each student. A folder that holds
+    nothing but such a download is as good as the download; else it is nobody's, as its zip is.
 
     Raises:
         IntakeError: it is not a folder, or holds no submission.
@@ -125,6 +126,7 @@ def find_submissions(folder: Path) -> Found:
     sources: list[Source] = []
     left_out: list[str] = []
     lost: list[str] = []
+    downloads: list[Path] = []
     named: dict[tuple[str, str, str], list[tuple[Name, Path]]] = defaultdict(list)
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or path.name in IGNORED:
@@ -134,6 +136,8 @@ def find_submissions(folder: Path) -> Found:
         if name and plain and (name.file or stat.S_ISDIR(mode)) and _fits(name, mode):
             if not name.is_text:
                 named[name.platform, name.person, name.user].append((name, path))
+        elif plain and _is_download(path):
+            downloads.append(path)
         elif stat.S_ISDIR(mode):
             sources.append(Source(_student(path.name), {"": path}))
         elif stat.S_ISREG(mode) and path.suffix.lower() == ".zip":
@@ -144,12 +148,42 @@ def find_submissions(folder: Path) -> Found:
             if notebook_name(path.name) or path.suffix.lower() in ARCHIVES:
                 lost.append(short_name(path.name))
     sources += [_of_platform(files) for files in named.values()]
-    if not sources:
-        found = "; ".join(left_out[:MAX_NOTES]) or "it is empty"
-        raise IntakeError(
-            f"{folder} holds no submission ({found}): expected one folder or one zip per student"
+    inside = [path for path in downloads if path.is_dir()]
+    deeper = Found([], [], [])
+    if len(inside) == 1 and not sources:
+        downloads.remove(inside[0])
+        deeper = find_submissions(inside[0])
+    for path in downloads:
+        left_out.append(
+            f"left out: {short_name(path.name)} holds what several people have handed in: give it, "
+            "unpacked, as the folder of submissions"
         )
-    return Found(_told_apart(sources), left_out, lost)
+        lost.append(short_name(path.name))
+    if not sources and not deeper.sources:
+        why = "; ".join(left_out[:MAX_NOTES]) or "it is empty"
+        raise IntakeError(
+            f"{folder} holds no submission ({why}): expected one folder or one zip per student"
+        )
+    told_apart = _told_apart(sources) or deeper.sources
+    return Found(told_apart, left_out + deeper.left_out, lost + deeper.notebooks)
+
+
+def _is_download(path: Path) -> bool:
+    """Return whether a folder or zip is what a platform gives for several people, by its names."""
+    try:
+        if path.is_dir():
+            names = [child.name for child in path.iterdir() if child.name not in IGNORED]
+        else:
+            names = names_in_zip(path)
+    except OSError:
+        return False
+    names = [unicodedata.normalize("NFC", name).strip("/") for name in names]
+    tops = {name.split("/")[0] for name in names}
+    if len(tops) == 1:  # a zip with all in one folder
+        tops = {name.split("/")[1] for name in names if "/" in name}
+    found = [name for top in tops if (name := read_name(top))]
+    people = {(name.platform, name.person, name.user) for name in found}
+    return len(people) > 1 and 2 * len(found) > len(tops)
 
 
 def _fits(name: Name, mode: int) -> bool:
@@ -162,10 +196,12 @@ def _of_platform(files: list[tuple[Name, Path]]) -> Source:
     first = files[0][0]
     late = any(name.late for name, _ in files)
     notes, latest = [], {}
-    for name, path in sorted(files, key=lambda entry: entry[0].again):
-        if name.file and name.file in latest:
-            notes.append(f"{short_name(name.file)} was handed in again: the latest counts")
-        latest[name.file or path.name] = path
+    given = {name.file for name, _ in files}
+    counted = [(*_own_name(name, given), path) for name, path in files]
+    for file, _, path in sorted(counted, key=lambda entry: entry[1]):
+        if file and file in latest:
+            notes.append(f"{short_name(file)} was handed in again: the latest counts")
+        latest[file or path.name] = path
     folders = [path for name, path in files if not name.file]
     if len(files) == 1 and folders:
         latest = {"": folders[0]}
@@ -178,6 +214,19 @@ def _of_platform(files: list[tuple[Name, Path]]) -> Source:
         late=late,
         notes=tuple(notes),
     )
+
+
+def _own_name(name: Name, given: Container[str]) -> tuple[str, int]:
+    """Return a file's own name, and how often it was handed in before, as Canvas counts.
+
+    A student's names may end in a number as well. It is Canvas' where the name without it was given
+    too, is that of a notebook of the lab, or of a module, which cannot be imported with it.
+    """
+    file, count = without_count(name.file)
+    is_notebook = notebook_name(file).removesuffix(".ipynb") in STAGES
+    if name.platform == CANVAS and (file in given or is_notebook or file.endswith(".py")):
+        return file, count
+    return name.file, 0
 
 
 def _student(name: str) -> str:
@@ -251,7 +300,7 @@ def take_in(
         raise IntakeError(f"the staging folder {staging} is not empty: give a new one")
     notes = list(source.notes)
     try:
-        digests = take(source.paths, source.is_zip, staging, notes)
+        digests, from_zips = take(source.paths, source.is_zip, staging, notes)
         if not digests:
             raise Rejected(
                 f"{short_name(source.path.name)} holds no file that can be taken in, expected the "
@@ -263,8 +312,9 @@ def take_in(
         return Intake(source.student, REJECTED, staging, str(error), notes=_at_most(notes))
     top = _top_folder(digests)
     digests = {str(PurePosixPath(name).relative_to(top)): digests[name] for name in sorted(digests)}
+    from_zips = frozenset(str(PurePosixPath(name).relative_to(top)) for name in from_zips)
     folder = staging / top
-    notebooks, problems = find_notebooks(folder, digests, references)
+    notebooks, problems = find_notebooks(folder, digests, references, from_zips)
     used = {found.path.relative_to(folder).as_posix() for found in notebooks.values()}
     nothing = all(problem.verdict == MISSING for problem in problems.values()) and not notebooks
     return Intake(

@@ -15,7 +15,7 @@ import unicodedata
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -169,6 +169,7 @@ class _Staging:
     def __init__(self, folder: Path, notes: list[str]) -> None:
         self.folder, self.notes = folder, notes
         self.digests: dict[str, str] = {}
+        self.from_zips: set[str] = set()  # of the zips that lay among other files
         self._room = MAX_TOTAL_BYTES
 
     def copy(self, entries: Iterable[Entry], below: str = "") -> None:
@@ -223,32 +224,58 @@ class _Staging:
             Damaged: it cannot be read.
             Rejected: see `copy`.
         """
+        before = set(self.digests)
         try:
-            with open_plain(root, name) as stream:
-                if _directory_bytes(stream) > MAX_DIRECTORY_BYTES:
-                    raise Rejected(
-                        f"{short_name(name)} has too many entries, expected at most "
-                        f"{MAX_FILES:,}: pack only the notebooks and the files that they need"
-                    )
-                with zipfile.ZipFile(stream) as archive:
-                    self.copy(zip_entries(archive, self.notes), below)
-        except (*DAMAGE, UnfitFile) as error:
-            raise _damaged(name, error) from error
-        except OSError as error:
-            if error.errno != errno.EINVAL:  # a place before the start of the file
-                raise
-            raise _damaged(name, error) from error
+            with _opened(root, name) as archive:
+                self.copy(zip_entries(archive, self.notes), below)
+        finally:  # also what came out before it turned out to be damaged
+            if below:
+                self.from_zips |= self.digests.keys() - before
+
+
+@contextmanager
+def _opened(root: Path, name: str) -> Iterator[zipfile.ZipFile]:
+    """Open a zip for as long as its content is read.
+
+    Raises:
+        Damaged: it cannot be read.
+        Rejected: it has too many entries.
+    """
+    try:
+        with open_plain(root, name) as stream:
+            if _directory_bytes(stream) > MAX_DIRECTORY_BYTES:
+                raise Rejected(
+                    f"{short_name(name)} has too many entries, expected at most "
+                    f"{MAX_FILES:,}: pack only the notebooks and the files that they need"
+                )
+            with zipfile.ZipFile(stream) as archive:
+                yield archive
+    except (*DAMAGE, UnfitFile) as error:
+        raise _damaged(name, error) from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a place before the start of the file
+            raise
+        raise _damaged(name, error) from error
+
+
+def names_in_zip(path: Path) -> list[str]:
+    """Return the names of a zip's entries, as `zip_entries` reads them; none if it is damaged."""
+    try:
+        with _opened(path.parent, path.name) as archive:
+            return [name for info in archive.infolist() if not _is_ignored(name := _zip_name(info))]
+    except (Rejected, OSError):
+        return []
 
 
 def take(
     paths: Mapping[str, Path], is_zip: bool, staging: Path, notes: list[str]
-) -> dict[str, str]:
+) -> tuple[dict[str, str], frozenset[str]]:
     """Copy what was handed in: a folder or zip (under the name ""), or several files or folders.
 
     A zip in it is opened once, under the same limits.
 
     Returns:
-        File → SHA-256.
+        File → SHA-256, and the files that came out of a zip among other files.
 
     Raises:
         Rejected: it is damaged, too many files, or too large.
@@ -260,12 +287,17 @@ def take(
         elif is_zip:
             place.take_zip(path.parent, path.name)
         elif name.lower().endswith(".zip"):
-            place.take_zip(path.parent, path.name, name[: -len(".zip")])
+            try:
+                place.take_zip(path.parent, path.name, name[: -len(".zip")])
+            except Damaged as error:
+                if len(paths) == 1:
+                    raise
+                notes.append(left_out(name, str(error)))
         else:
             place.copy(file_entries(path, name, notes))
     place.open_zips()
     _normalise_modes(staging)
-    return place.digests
+    return place.digests, frozenset(place.from_zips)
 
 
 def _damaged(name: str, error: Exception) -> Damaged:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import random
 import re
 from dataclasses import replace
@@ -166,6 +167,8 @@ def test_points_that_are_not_to_be_trusted_are_not_imported(tmp_path: Path) -> N
             "ada": "100", "bob": "", "eve": "",
         }  # fmt: skip
         assert "zoe" not in given
+    comments = {row[0]: row[4] for row in rows_of(tmp_path / "moodle.csv")[1:]}
+    assert comments["ada"] and not comments["bob"] and not comments["eve"]
     found = table(tmp_path / "gradebook.csv")
     assert found["bob"]["status"] == "failed"
     assert found["bob"]["notes"] == "The disk was full."
@@ -230,9 +233,10 @@ CANVAS = """Student,ID,SIS User ID,SIS Login ID,Section,Lab 3 (4711),Current Sco
 "Byron, George",1788,s-2,george@uni.example,B,,
 "Student, Test",99,,,A,,
 """
-MOODLE = """Identifier,Full name,ID number,Email address,Status,Grade,Maximum Grade
-Participant 31415,Jane Doe,8,jane@x.example,"Submitted for grading, 2 hours late",-,100
-Participant 92653,Zoë Sample,9,zoe@x.example,No submission,-,100
+MOODLE = """Identifier,Full name,ID number,Email address,Status,Grade,\
+Maximum Grade,Last modified (grade)
+Participant 31415,Jane Doe,8,jane@x.example,"Submitted, 2 hours late",-,100,"Monday, 9 March 2026"
+Participant 92653,Zoë Sample,9,zoe@x.example,No submission,-,100,-
 """
 
 
@@ -261,12 +265,30 @@ def test_a_person_is_found_by_name_in_any_order(tmp_path: Path, name: str) -> No
     assert people.of(make_result("somebody else")) is None
 
 
+@pytest.mark.parametrize(("user", "found"), [("1815", True), ("", True), ("111", False)])
+def test_no_grade_goes_to_a_namesake(tmp_path: Path, user: str, found: bool) -> None:
+    people = roster(tmp_path, CANVAS)
+    result = make_result("lovelaceada", handed_in=handed_in("canvas", user))
+    assert bool(read_roster(people).of(result)) is found
+    write_gradebooks(tmp_path, [result], TITLE, people)
+    number = rows_of(tmp_path / "canvas.csv")[2][1]
+    assert number == ("1815" if found else "111")
+
+
 def test_moodle_worksheet_is_a_roster_and_is_written_again(tmp_path: Path) -> None:
     people = roster(tmp_path, MOODLE)
     result = make_result("Jane Doe", 0.5, handed_in=handed_in("moodle", "31415"))
     write_gradebooks(tmp_path, [result], TITLE, people)
+    write_gradebooks(tmp_path / "without", [result], TITLE)
+    header, row = rows_of(tmp_path / "without" / "moodle-worksheet.csv")
+    assert header == [
+        "Identifier", "Full name", "Email address", "Status", "Grade", "Maximum Grade",
+        "Last modified (grade)", "Feedback comments",
+    ]  # fmt: skip
+    assert row[6] == "-"
     header, row = rows_of(tmp_path / "moodle-worksheet.csv")
     about = dict(zip(header, row, strict=True))
+    assert about["Last modified (grade)"] == "Monday, 9 March 2026"
     assert (about["Identifier"], about["Full name"]) == ("Participant 31415", "Jane Doe")
     assert (about["Grade"], about["Maximum Grade"]) == ("50", "100")
     late = [person.late for person in read_roster(people).people]
@@ -292,12 +314,15 @@ def test_who_is_exempt_is_so_on_the_platforms(tmp_path: Path) -> None:
     assert table(tmp_path / "gradebook.csv")["zoe"]["status"] == "exempt"
 
 
-@pytest.mark.parametrize("sign", [";", "; ", "|", ",", ";\t"])
+@pytest.mark.parametrize("sign", [";", "; ", "|", ",", ";\t", ';"', ';""', '; "', ";' \""])
 def test_no_formula_appears_where_a_spreadsheet_splits_at_another_sign(
     tmp_path: Path, sign: str
 ) -> None:
-    note = f"found as x{sign}=HYPERLINK(1)"
+    note = f"found as x{sign}=HYPERLINK(1);{sign[1:]}.ipynb"
     write_gradebooks(tmp_path, [make_result("ada", notes=[note])], TITLE)
     text = (tmp_path / "gradebook.csv").read_text()
     for cell in re.split(r"[;,|\t]", text.replace('"', "")):
         assert not cell.strip().startswith("="), cell
+    for delimiter in ";|,":
+        for row in csv.reader(io.StringIO(text), delimiter=delimiter):
+            assert not any(cell.strip().startswith("=") for cell in row), row

@@ -21,6 +21,7 @@ from labkit.grading import find_notebooks, submission, unpack
 from labkit.grading.grade import reference_notebooks
 from labkit.grading.notebook import read_notebook
 from labkit.grading.results import AMBIGUOUS, GRADED, INVALID, MISSING, REJECTED
+from labkit.grading.student_notebook import with_stubs
 from labkit.grading.submission import (
     Intake,
     IntakeError,
@@ -45,8 +46,8 @@ def notebook(*ids: str, source: str = "1") -> bytes:
     return nbformat.writes(new_notebook(cells=cells)).encode()
 
 
-def reference(*ids: str) -> NotebookNode:
-    return nbformat.reads(notebook(*ids).decode(), as_version=4)
+def reference(*ids: str, source: str = "1") -> NotebookNode:
+    return nbformat.reads(notebook(*ids, source=source).decode(), as_version=4)
 
 
 REFERENCES = {
@@ -768,6 +769,68 @@ def test_canvas_loose_files_are_grouped_by_person(tmp_path: Path) -> None:
     assert "01_data" in take_in(found.sources[0], tmp_path / "khan", REFERENCES).notebooks
 
 
+def test_canvas_files_without_names_are_grouped_by_person(tmp_path: Path) -> None:
+    files = {
+        "anon_aB3xY_67890_01_data.ipynb": notebook(),
+        "anon_aB3xY_67891_02_train.ipynb": notebook(),
+        "LATE_anon_9kQzP_67892_01_data-1.ipynb": notebook(),
+    }
+    sources = find_submissions(write_folder(tmp_path / "class", files)).sources
+    assert [(s.student, s.user, s.prefix, s.late, sorted(s.paths)) for s in sources] == [
+        ("anon_9kQzP", "", "LATE_anon_9kQzP_67892_", True, ["01_data.ipynb"]),
+        ("anon_aB3xY", "", "anon_aB3xY_67890_", False, ["01_data.ipynb", "02_train.ipynb"]),
+    ]
+
+
+@pytest.mark.parametrize("inside", ["", "download/"])
+def test_the_download_itself_is_no_student(tmp_path: Path, inside: str) -> None:
+    names = ["doejane_123_456_01_data.ipynb", "leeann_222_457_01_data.ipynb"]
+    place = tmp_path / "class"
+    write_folder(place / "submissions", {name: notebook() for name in names})
+    packed = write_zip(
+        place / "submissions.zip", [(f"{inside}{name}", notebook()) for name in names]
+    )
+    found = find_submissions(place)
+    assert [source.student for source in found.sources] == ["doejane", "leeann"]
+    assert found.sources[0].path.parent == place / "submissions"
+    assert found.notebooks == ["submissions.zip"]
+    (place / "khan_333_458_01_data.ipynb").write_bytes(notebook())
+    found = find_submissions(place)
+    assert [source.student for source in found.sources] == ["khan"]
+    assert found.notebooks == ["submissions", "submissions.zip"]
+    write_folder(tmp_path / "only", {"s.zip": packed.read_bytes()})
+    with pytest.raises(IntakeError, match=r"s\.zip holds what several people have handed in"):
+        find_submissions(tmp_path / "only")
+
+
+def test_a_students_own_files_may_be_called_as_a_platform_would(tmp_path: Path) -> None:
+    files = {"01_data.ipynb": notebook(), "02.ipynb": notebook(), "03.ipynb": notebook()}
+    files |= {"run_100_200_log.txt": b"", "try_100_201_log.txt": b""}
+    write_folder(tmp_path / "ada", files)
+    write_zip(tmp_path / "bea.zip", list(files.items()))
+    assert [source.student for source in find_submissions(tmp_path).sources] == ["ada", "bea"]
+
+
+@pytest.mark.parametrize(
+    ("given", "taken"),
+    [
+        ([f"lab-0{n}.ipynb" for n in range(1, 9)], [f"lab-0{n}.ipynb" for n in range(1, 9)]),
+        (["lab-1.ipynb", "lab-2.ipynb"], ["lab-1.ipynb", "lab-2.ipynb"]),
+        (["data-2024.csv", "lab.ipynb"], ["data-2024.csv", "lab.ipynb"]),
+        (["data.csv", "data-1.csv", "lab.ipynb"], ["data.csv", "lab.ipynb"]),
+        (["01_data-2.ipynb", "02_train-1.ipynb.txt"], ["01_data.ipynb", "02_train.ipynb.txt"]),
+        (["utils-1.py", "lab.ipynb"], ["lab.ipynb", "utils.py"]),
+    ],
+    ids=str,
+)
+def test_only_a_number_that_canvas_has_added_is_taken_from_a_name(
+    tmp_path: Path, given: list[str], taken: list[str]
+) -> None:
+    files = {f"doejane_123_45{n}_{name}": name.encode() for n, name in enumerate(given)}
+    (source,) = find_submissions(write_folder(tmp_path / "class", files)).sources
+    assert sorted(source.paths) == taken
+
+
 def test_a_date_in_the_name_of_a_zip_is_no_number_of_a_platform(tmp_path: Path) -> None:
     write_zip(tmp_path / "smith_2026_11_lab.zip", [("01_data.ipynb", notebook())])
     (source,) = find_submissions(tmp_path).sources
@@ -822,6 +885,50 @@ def test_a_damaged_zip_inside_costs_itself_only(take_folder) -> None:
     found = take_folder({"01_data.ipynb": notebook(), "extra.zip": b"PK no zip"})
     assert list(found.notebooks) == ["01_data"]
     assert any("extra.zip is damaged or no zip" in note for note in found.notes)
+
+
+def test_a_damaged_zip_beside_loose_files_costs_itself_only(tmp_path: Path) -> None:
+    write_folder(tmp_path / "class", {"doejane_123_457_extra.zip": b"PK no zip"})
+    (source,) = find_submissions(tmp_path / "class").sources
+    assert take_in(source, tmp_path / "alone", REFERENCES).status == REJECTED
+    write_folder(tmp_path / "class", {"doejane_123_456_01_data.ipynb": notebook()})
+    (source,) = find_submissions(tmp_path / "class").sources
+    found = take_in(source, tmp_path / "staging", REFERENCES)
+    assert list(found.notebooks) == ["01_data"]
+    assert any("extra.zip is damaged or no zip" in note for note in found.notes)
+
+
+SOLVED = "def leaked(a, b):\n    ### BEGIN SOLUTION\n    return 1\n    ### END SOLUTION"
+STUB = with_stubs(SOLVED, "ex-01-leak")
+HANDED_OUT, MINE = (notebook("ex-01-leak", source=source) for source in (STUB, "def leaked(): 2"))
+
+
+@pytest.mark.parametrize(
+    ("files", "chosen", "note"),
+    [
+        ({"mine/01_data.ipynb": MINE, "out.zip": zipped(("01_data.ipynb", HANDED_OUT))},
+         "mine/01_data.ipynb", "out/01_data.ipynb was ignored: its exercises are as handed out"),
+        ({"mine/01_data.ipynb": MINE, "old.zip": zipped(("01_data.ipynb", notebook()))},
+         "mine/01_data.ipynb", "old/01_data.ipynb was ignored: it came in a zip beside this"),
+        ({"01_data.ipynb": HANDED_OUT, "Copy of 01_data.ipynb": MINE},
+         "Copy of 01_data.ipynb", "; 01_data.ipynb was ignored: its exercises are as handed out"),
+        ({"01_data.ipynb": HANDED_OUT, "sub/01_data.ipynb": MINE},
+         "sub/01_data.ipynb", "01_data.ipynb was ignored: its exercises are as handed out"),
+        ({"01_data.ipynb": HANDED_OUT, "lab.zip": zipped(("01_data.ipynb", MINE))},
+         "lab/01_data.ipynb", "01_data.ipynb was ignored: its exercises are as handed out"),
+        ({"01_data.ipynb": HANDED_OUT, "x.txt": b""}, "01_data.ipynb", ""),
+    ],
+)  # fmt: skip
+def test_a_copy_of_what_was_handed_out_is_in_nobodys_way(
+    tmp_path: Path, files: Files, chosen: str, note: str
+) -> None:
+    folder = write_folder(tmp_path / "ada", files | {"readme.txt": b""})
+    references = {"01_data": reference("ex-01-leak", source=SOLVED)}
+    found = take_in(Source("ada", {"": folder}), tmp_path / "staging", references)
+    assert list(found.notebooks) == ["01_data"], found.problems["01_data"]
+    one = found.notebooks["01_data"]
+    assert one.path == found.folder / chosen
+    assert note in one.note and bool(note) == bool(one.note)
 
 
 def test_an_archive_that_is_not_opened_is_named(take_folder) -> None:

@@ -121,10 +121,10 @@ class TestServed:
         assert "wrong where a request in the middle is bad" in careless.detail
 
     def test_a_stub_has_no_marks(self, tmp_path: Path) -> None:
-        from labkit.grading.student_notebook import _with_stubs
+        from labkit.grading.student_notebook import with_stubs
 
         stubs = {
-            name.replace("-", "_"): _with_stubs(solution(name), name) for name in (EXECUTE, CHAIN)
+            name.replace("-", "_"): with_stubs(solution(name), name) for name in (EXECUTE, CHAIN)
         }
         found = run(tmp_path, {STAGE: cells(**stubs)})
         assert {name: found[name].value for name in (EXECUTE, CHAIN)} == {EXECUTE: 0, CHAIN: 0}
