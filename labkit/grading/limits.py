@@ -14,6 +14,8 @@ from labkit.errors import UsageError
 from labkit.profiles import available_cores
 
 MIB = 2**20
+CELL_SHARE = 0.6  # of what is left, that one cell may use
+LEAST_SHARE = 0.02  # of a limit, for another cell to be run at all
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -59,15 +61,22 @@ class Limits:
             wrong = {str(entry["loc"][0]): entry["input"] for entry in error.errors()}
             raise UnknownLimit(f"got limits {wrong}: {error.errors()[0]['msg']}") from None
 
-    @property
-    def cell_s(self) -> float:
-        """Wall-clock seconds after which one cell is interrupted, so that others get their turn."""
-        return 0.6 * self.wall_s
+    def of_cell(self, seconds: float, cpu_s: float) -> tuple[float, float] | None:
+        """Return after how many seconds, and CPU seconds, the next cell is interrupted.
 
-    @property
-    def cell_cpu_s(self) -> float:
-        """CPU seconds after which one cell is interrupted."""
-        return 0.6 * self.cpu_s
+        However many cells hang, something is left for the others, and for the exercises.
+
+        Args:
+            seconds: What the cells before it have used.
+            cpu_s: CPU time that they have used.
+
+        Returns:
+            None where there is next to nothing left: then no other cell runs.
+        """
+        left_s, left_cpu_s = self.wall_s - seconds, self.cpu_s - cpu_s
+        if left_s < LEAST_SHARE * self.wall_s or left_cpu_s < LEAST_SHARE * self.cpu_s:
+            return None
+        return CELL_SHARE * left_s, CELL_SHARE * left_cpu_s
 
     @property
     def tasks(self) -> int:

@@ -132,8 +132,9 @@ def run_notebook(
                 return Ran(program.outcome, GRADER_ERROR, str(error))
             ran = Ran(program.outcome, outputs=take_out(job.stage, workdir.run, job.keep))
             if program.breach is None and job.exercises:
-                program.extend()
-                ran.answers = ask_exercises(program, job.stage, job.seed, job.exercises, look_into)
+                ran.answers = ask_exercises(
+                    program, job.stage, job.seed, job.exercises, job.limits, look_into
+                )
         _keep_log(workdir.log, job.keep / LOG, job.limits.output_mib)
     _keep_notebook(job, cells, reports)
     ran.verdict, ran.reason = _verdict(ran.outcome, cells, reports)
@@ -175,15 +176,21 @@ def _run_cells(program: Program, job: Job, workdir: Workdir, sources: list[str])
             do="cells",
             sources=[source or injected for source in sources],
             folder=program.folder,
-            cell_s=job.limits.cell_s,
-            cell_cpu_s=job.limits.cell_cpu_s,
             output_bytes=2 * job.limits.output_mib * MIB,
         )
-        while not (said := program.hear()).get("done"):
-            if type(said.get("cell")) is int:
-                reports[said["cell"]] = said
-        if said.get("failure") and not reports:
-            raise NotStarted(str(said["failure"])[:300])
+        for number in range(len(sources)):
+            limits = job.limits.of_cell(program.watch.seconds, program.watch.cpu_s)
+            if limits is None:
+                reports[number] = {"ended": "late", "outputs": []}
+                continue
+            program.tell(do="cell", cell=number, limit_s=limits[0], limit_cpu_s=limits[1])
+            said = program.hear()
+            if said.get("cell") == number:
+                reports[number] = said
+            elif not reports:
+                raise NotStarted(str(said.get("failure"))[:300])
+            if said.get("stop"):
+                break
     except Stopped as error:
         if not ready:
             raise NotStarted(f"what runs notebooks did not start: {error}") from error

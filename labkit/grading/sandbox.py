@@ -401,10 +401,10 @@ class Program(Confined):
             raise Stopped("its answer is no JSON object")
         return answer
 
-    def extend(self, seconds: float = 200.0) -> None:
-        """Give it more time, for what is not its own work."""
+    def extend(self, wall_s: float, cpu_s: float) -> None:
+        """Give it so much time from now on, for what comes next."""
         watch = self.watch
-        wall_s, cpu_s = watch.seconds + seconds, watch.cpu_s + seconds
+        wall_s, cpu_s = watch.seconds + wall_s, watch.cpu_s + cpu_s
         watch.limits = replace(watch.limits, wall_s=wall_s, cpu_s=cpu_s)
 
     def pause(self) -> None:

@@ -107,16 +107,14 @@ def run(
             limits = Limits(wall_s=300, cpu_s=300)
             with Program(RUNNER, OPEN, sandbox, limits, workdir.writable, workdir.log) as program:
                 program.hear(60)
-                program.tell(
-                    do="cells", sources=sources, folder=sandbox.folder, cell_s=cell_s,
-                    cell_cpu_s=30, output_bytes=10**7,
-                )  # fmt: skip
-                while not program.hear().get("done"):
-                    pass
+                program.tell(do="cells", sources=sources, folder=sandbox.folder, output_bytes=10**7)
+                for number in range(len(sources)):
+                    program.tell(do="cell", cell=number, limit_s=cell_s, limit_cpu_s=30)
+                    program.hear()
                 asked = [replace(e, limit_s=limit_s or e.limit_s) for e in CATALOGUE]
                 with pytest.MonkeyPatch.context() as patch:
                     patch.setattr(ask, "CATALOGUE", asked)
-                    answers |= ask_exercises(program, stage, SEED, EXERCISES, look_into)
+                    answers |= ask_exercises(program, stage, SEED, EXERCISES, limits, look_into)
     return measure_exercises(SEED, json.loads(json.dumps(answers)))
 
 

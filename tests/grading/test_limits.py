@@ -70,3 +70,11 @@ def test_memory_is_divided_among_workers(monkeypatch: pytest.MonkeyPatch) -> Non
     assert memory_for(4) == 3_000
     assert memory_for(4) * 4 <= 0.75 * 16_000
     assert memory_for(1_000) == 1_000  # less would stop honest notebooks
+
+
+def test_a_cell_gets_a_share_of_what_is_left() -> None:
+    limits = Limits(wall_s=100, cpu_s=50)
+    assert limits.of_cell(0, 0) == (60, 30)
+    assert limits.of_cell(60, 30) == (24, 12)
+    assert limits.of_cell(99, 0) is None
+    assert limits.of_cell(0, 49.5) is None

@@ -539,6 +539,7 @@ def test_the_loss_is_counted_in_points_of_accuracy(lab: Lab) -> None:
     [
         ({"int8": 0, "float": 100, "unknown": 0}, "by 0% weights of eight bits, expected 75%"),
         ({"int8": 70, "float": 30, "unknown": 0}, "by 70% weights of eight bits"),
+        ({"int8": 10**8, "float": 60_000, "unknown": 0}, "with 60,000 numbers of more than eight"),
         ({"int8": 99, "float": 1, "unknown": 1}, "not quantized to INT8"),
         ({"int8": 0, "float": 0, "unknown": 0}, "not quantized to INT8"),
         ({"int8": True, "float": -1, "unknown": None}, "could not be counted"),

@@ -10,6 +10,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from tiny import write_notebook
 
 from labkit.chain import CellFinding
+from labkit.grading.exercises import ask, measure_exercises
 from labkit.grading.limits import Limits
 from labkit.grading.notebook import prepare, read_notebook
 from labkit.grading.results import ERROR, OK, OOM, OUTPUT, STOPPED, TIMEOUT
@@ -102,12 +103,17 @@ def test_what_a_stranger_says_is_one_short_line() -> None:
 
 @pytest.fixture
 def run(tmp_path: Path, isolation: Isolation) -> Callable[..., Ran]:
-    def run_cells(*sources: str, files: tuple[str, ...] = (), limits: Limits = LIMITS) -> Ran:
+    def run_cells(
+        *sources: str,
+        files: tuple[str, ...] = (),
+        limits: Limits = LIMITS,
+        exercises: tuple[str, ...] = (),
+    ) -> Ran:
         path = write_notebook(tmp_path / "in", "01_data", *sources)
         notebook = prepare(read_notebook(path), new_notebook(), "smoke", "/run").notebook
         job = Job(
             "01_data", notebook, {}, None, tmp_path / "in", files, tmp_path / "in", "smoke", limits,
-            tmp_path / "keep", tmp_path / "work", tmp_path / "no-home",
+            tmp_path / "keep", tmp_path / "work", tmp_path / "no-home", exercises=exercises,
         )  # fmt: skip
         return run_notebook(job, isolation)
 
@@ -141,6 +147,28 @@ class TestInTheSandbox:
         tight = LIMITS.changed({"wall_s": 30})
         ran = run("a = 1", "while True: pass", "print(a)", limits=tight)
         assert (ran.verdict, shown(tmp_path)[-1]) == (TIMEOUT, "1\n")
+
+    def test_however_many_cells_hang_the_others_run_and_exercises_are_called(
+        self, run: Callable[..., Ran], tmp_path: Path
+    ) -> None:
+        hangs = ["while True: pass"] * 3
+        solved = "def leaked(first, second): return len(set(first) & set(second))"
+        tight = LIMITS.changed({"cpu_s": 15})
+        ran = run("a = 1", *hangs, "print(a)", solved, limits=tight, exercises=("ex-01-leak",))
+        assert (ran.verdict, shown(tmp_path)[-2]) == (TIMEOUT, "1\n")
+        assert measure_exercises(0, ran.answers)["ex-01-leak"].value == 1
+
+    def test_cells_run_again_for_an_exercise_under_the_notebooks_own_limits(
+        self, run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """However long they take: here longer than a call may."""
+        monkeypatch.setattr(ask, "PATIENCE_S", 2.0)
+        ends = "def leaked(*sets): __import__('os')._exit(0)"
+        five = "def channel_statistics(pixels): return 5"
+        exercises = ("ex-01-leak", "ex-01-statistics")
+        ran = run("import time; time.sleep(4)", ends, five, exercises=exercises)
+        assert ran.answers["ex-01-leak"]["answers"][0] == {"error": "KernelEnded"}
+        assert ran.answers["ex-01-statistics"]["answers"][0] == {"value": 5}
 
     @pytest.mark.parametrize(
         "fault",

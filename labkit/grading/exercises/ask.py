@@ -11,19 +11,27 @@ from labkit.grading import inside
 from labkit.grading.exercises.case import Case
 from labkit.grading.exercises.catalogue import CATALOGUE, Exercise
 from labkit.grading.exercises.serving import served_network
+from labkit.grading.limits import Limits
 from labkit.grading.sandbox import Program, Stopped
 from labkit.grading.untrusted import UnfitFile, parse_json, read_plain
 from labkit.workspace import write_text
 
 MAX_ANSWER_MIB = 8  # of one file; the largest right one has some 100 kB
-PATIENCE_S = 100.0  # beyond a call's own limit: a kernel may have to be started again
+PATIENCE_S = 100.0  # beyond a call's own limit, on a busy machine
+CALLS_S = 200.0  # for the calls of a notebook's exercises, also of CPU time
+GIVEN_UP = ("TimeLimit", "KernelEnded")  # after which an exercise is not called again
 FOLDER = Path(inside.__file__).parent
 Json = dict[str, Any]
 LookInto = Callable[[bytes, Any], Json]  # a written model file and images → what it answers
 
 
 def ask_exercises(
-    program: Program, stage: str, seed: int, wanted: Iterable[str], look_into: LookInto
+    program: Program,
+    stage: str,
+    seed: int,
+    wanted: Iterable[str],
+    limits: Limits,
+    look_into: LookInto,
 ) -> dict[str, Any]:
     """Call the exercises of a notebook whose cells have run.
 
@@ -34,6 +42,7 @@ def ask_exercises(
         stage: Such as `03_export`.
         seed: Chooses the inputs.
         wanted: The exercises that count.
+        limits: Of the notebook; those that hold when a kernel has ended and cells run once more.
         look_into: Asks a model file that a function has written, in another sandbox.
 
     Returns:
@@ -41,6 +50,7 @@ def ask_exercises(
     """
     exercises = [e for e in CATALOGUE if e.stage == stage and e.id in set(wanted)]
     found: dict[str, Any] = {}
+    program.extend(CALLS_S, CALLS_S)
     try:
         served: Json = {}
         if any(exercise.needs_server for exercise in exercises):
@@ -53,10 +63,29 @@ def ask_exercises(
                 found[exercise.id] = {"answers": []}
                 answers = found[exercise.id]["answers"]
                 for case in exercise.cases(seed):
-                    answers.append(_answer(program, exercise, case, addresses, look_into, answers))
+                    lives = bool(answers and answers[-1].get("error") in GIVEN_UP)
+                    lives = lives or _revive(program, limits)
+                    answers.append(
+                        _answer(program, exercise, case, addresses, look_into, answers)
+                        if lives
+                        else {"error": "KernelEnded"}
+                    )
     except Stopped:
         pass  # what was answered until then counts
     return found
+
+
+def _revive(program: Program, limits: Limits) -> bool:
+    """Say whether there is a kernel to call; where one has ended, the cells run once more."""
+    program.tell(do="alive")
+    if program.hear(PATIENCE_S).get("lives"):
+        return True
+    program.extend(limits.wall_s, limits.cpu_s)
+    cell_s, cell_cpu_s = limits.of_cell(0, 0) or (0, 0)
+    program.tell(do="revive", limit_s=cell_s, limit_cpu_s=cell_cpu_s)
+    lives = program.hear().get("lives") is True
+    program.extend(CALLS_S, CALLS_S)
+    return lives
 
 
 def start_server(program: Program, seed: int) -> Json:
@@ -83,7 +112,7 @@ def _answer(
     before: list[Json],
 ) -> Json:
     """Return the answer to one hidden case."""
-    if before and before[-1].get("error") in ("TimeLimit", "KernelEnded"):
+    if before and before[-1].get("error") in GIVEN_UP:
         return before[-1]  # the other cases would only take their time, or a kernel, too
     request = {
         "function": exercise.function,

@@ -5,9 +5,14 @@ process keeps nothing that a student's code may not know, and cannot be read or 
 says what it saw itself: which cells it gave to a kernel that lived, and what the kernel sent back.
 
 Requests:
-    {"do": "cells", "sources": […], "folder": …, "cell_s": …, "cell_cpu_s": …, "output_bytes": …}
-        {"cell": n, "ended": …, "count": …, "outputs": […]} for each cell, then {"done": true}.
-        "ended" is "ok", "error", "late" (interrupted at its limit) or "lost" (the kernel ended).
+    {"do": "cells", "sources": […], "folder": …, "output_bytes": …}
+    {"do": "cell", "cell": n, "limit_s": …, "limit_cpu_s": …}, for each of them in turn
+        → {"cell": n, "ended": …, "count": …, "outputs": […], "stop": whether no other can run}
+        "ended" is "ok", "error", "late" (interrupted at its limit), "lost" (the kernel ended) or
+        "flood" (it showed too much).
+    {"do": "alive"} → {"lives": whether the kernel does}
+    {"do": "revive", "limit_s": …, "limit_cpu_s": … of a cell} → {"lives": whether there is a
+        kernel in which the cells have run}
     {"do": "call", "code": …, "limit_s": …} → {"ended": …, "answer": text, null without one}
     {"do": "serve", "program": …, "network": …} → {"addresses": {…}} or {"failure": …}
     {"do": "counted"} → {"sizes": {images in a request: number of such requests}}
@@ -219,6 +224,8 @@ class Notebook:
 
     def __init__(self, request: Json) -> None:
         self._request = request
+        self._limits: Json = {}
+        self._room = [int(request["output_bytes"])]
         self._kernel: Kernel | None = None
         self._bad: set[int] = set()  # cells that are not run a second time
         self._revivals = 0
@@ -243,22 +250,28 @@ class Notebook:
         assert self._kernel is not None
         source = self._request["sources"][number]
         return self._kernel.execute(
-            source, take, self._request["cell_s"], self._request["cell_cpu_s"]
+            source, take, self._limits["limit_s"], self._limits["limit_cpu_s"]
         )
 
-    def run(self) -> None:
-        """Run every cell, and say of each how it ended."""
-        room = [int(self._request["output_bytes"])]
-        for number in range(len(self._request["sources"])):
-            outputs, kernel = Outputs(room), self.kernel(number)
-            ended = "lost" if kernel is None else self._run(number, outputs)
-            if ended in ("late", "lost"):
-                self._bad.add(number)
-            count = kernel.count if kernel and ended in ("ok", "error", "late") else None
-            say({"cell": number, "ended": ended, "count": count, "outputs": outputs.list})
-            if ended == "flood" or kernel is None:
-                break
-        say({"done": True})
+    def run(self, request: Json) -> None:
+        """Run one cell, and say how it ended."""
+        number, self._limits = request["cell"], request
+        outputs, kernel = Outputs(self._room), self.kernel(number)
+        ended = "lost" if kernel is None else self._run(number, outputs)
+        if ended in ("late", "lost"):
+            self._bad.add(number)
+        count = kernel.count if kernel and ended in ("ok", "error", "late") else None
+        stop = ended == "flood" or kernel is None
+        say({"cell": number, "ended": ended, "count": count, "outputs": outputs.list, "stop": stop})
+
+    def alive(self) -> None:
+        """Say whether the kernel lives."""
+        say({"lives": self._kernel is not None and self._kernel.lives()})
+
+    def revive(self, request: Json) -> None:
+        """See that there is a kernel in which the cells have run."""
+        self._limits = request
+        say({"lives": self.kernel(len(self._request["sources"])) is not None})
 
     def call(self, request: Json) -> None:
         """Run a source after the last cell, and say what it has answered."""
@@ -269,8 +282,8 @@ class Notebook:
                 answers.append(str(content["data"][MIME]))
             return True
 
-        kernel = self.kernel(len(self._request["sources"]))
-        if kernel is None:
+        kernel = self._kernel
+        if kernel is None or not kernel.lives():
             ended = "lost"
         else:
             kernel.signal(signal.SIGCONT)
@@ -329,7 +342,12 @@ def main() -> None:
         try:
             if request["do"] == "cells":
                 notebook = Notebook(request)
-                notebook.run()
+            elif request["do"] == "cell" and notebook is not None:
+                notebook.run(request)
+            elif request["do"] == "alive" and notebook is not None:
+                notebook.alive()
+            elif request["do"] == "revive" and notebook is not None:
+                notebook.revive(request)
             elif request["do"] == "call" and notebook is not None:
                 notebook.call(request)
             elif request["do"] == "serve":
@@ -340,7 +358,7 @@ def main() -> None:
                 say({**found, "sizes": server.sizes() if "addresses" in found else {}})
         except Exception as error:  # of a kernel that says what no kernel says
             say(
-                {"failure": f"{type(error).__name__}: {error}"[:300], "done": True, "ended": "lost"}
+                {"failure": f"{type(error).__name__}: {error}"[:300], "stop": True, "ended": "lost"}
             )
 
 
