@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -178,7 +178,10 @@ def _clean(out: Path) -> None:
 
 
 def earlier_result(session: Session, source: Source) -> Result | None:
-    """Return the result of the very same submission from an earlier run; None to grade it."""
+    """Return the result of the very same submission from an earlier run; None to grade it.
+
+    What its names say, and what is to be known about it, may have changed all the same.
+    """
     try:
         result = read_result(session.result_path(source.student))
         if result.status == FAILED or (result.profile, result.seed) != (
@@ -188,10 +191,15 @@ def earlier_result(session: Session, source: Source) -> Result | None:
             return None
         with tempfile.TemporaryDirectory() as folder:
             staging = Path(folder) / "submission"
-            now = take_in_time(source, staging, reference_notebooks()).sha256
+            now = take_in_time(source, staging, reference_notebooks())
     except (OSError, CorruptFile, ResultError):  # of the submission, grading it will tell
         return None
-    return result if now == result.submission_sha256 else None
+    if now.sha256 != result.submission_sha256:
+        return None
+    fresh = scored(replace(result, handed_in=source.handed_in, notes=now.notes), session.rubric)
+    if fresh != result:
+        write_result(session.result_path(source.student), fresh)
+    return fresh
 
 
 def run_worker(out: str, folder: str, student: str) -> str:

@@ -101,7 +101,7 @@ def _gradebook(results: Sequence[Result], people: Roster, maximum: str) -> list[
             "maximum": points_text(result.maximum),
             **{item.id: points_text(item.points) for item in result.items},
             **{f"{record.stage} verdict": record.verdict for record in result.stages},
-            "late": "late" if result.handed_in.late else "",
+            "late": "late" if result.late else "",
             "carried": "; ".join(carried(result)),
             "notes": " ".join(_notes(result)),
         }

@@ -21,7 +21,7 @@ from labkit.grading.find_notebooks import (
     notebook_name,
 )
 from labkit.grading.notebook import IntakeError, NotebookNode
-from labkit.grading.results import GRADED, MISSING, REJECTED
+from labkit.grading.results import GRADED, MISSING, REJECTED, HandedIn
 from labkit.grading.roster import CANVAS, MOODLE, Name, read_name, without_count
 from labkit.grading.unpack import IGNORED, Rejected, names_in_zip, take
 from labkit.grading.untrusted import short_name
@@ -59,6 +59,11 @@ class Source:
     prefix: str = ""
     late: bool = False
     notes: tuple[str, ...] = ()
+
+    @property
+    def handed_in(self) -> HandedIn:
+        """What the platform says of it."""
+        return HandedIn(self.platform, self.user, self.prefix, self.late)
 
     @property
     def path(self) -> Path:

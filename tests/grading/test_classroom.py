@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -94,6 +95,37 @@ def test_what_is_graded_is_kept_and_what_changed_is_graded_again(
 
     grade_class(session, sources, on_event=note)
     assert (calls, kept) == (["bea"], ["ada", "cleo"])
+
+
+def test_what_names_say_is_as_fresh_as_the_files(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same files under the names of another download, and somebody with the same name."""
+    place = tmp_path / "canvas"
+    write_notebook(place, "01_data", "1").rename(place / "Ada_LATE_1234_777_01_data.ipynb")
+    calls: list[str] = []
+
+    def work(out: str, folder: str, student: str) -> str:
+        calls.append(student)
+        source = classroom.source_of(Path(folder), student)
+        with TemporaryDirectory() as staging:
+            digest = take_in(source, Path(staging)).sha256
+        result = Result(student, GRADED, "smoke", seed=session.seed, submission_sha256=digest,
+                        handed_in=source.handed_in)  # fmt: skip
+        write_result(session.result_path(student), scored(result, session.rubric))
+        return student
+
+    monkeypatch.setattr(classroom, "run_worker", work)
+    (first,) = grade_class(session, find_submissions(place).sources)
+    assert (first.late, first.notes) == (True, [])
+    (place / "Ada_LATE_1234_777_01_data.ipynb").rename(place / "Ada_1234_888_01_data.ipynb")
+    write_notebook(place / "ada", "01_data", "2")
+    calls.clear()
+    upper, _ = grade_class(session, find_submissions(place).sources)
+    assert calls == ["ada"]
+    assert (upper.handed_in.prefix, upper.late) == ("Ada_1234_888_", False)
+    assert "looks like it" in " ".join(upper.notes)
+    assert read_result(session.result_path("Ada")) == upper
 
 
 @pytest.mark.parametrize("change", [{"profile": "full"}, {"seed": 7}], ids=str)

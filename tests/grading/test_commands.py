@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,6 @@ from labkit.grading.results import (
     FAILED,
     GRADED,
     REJECTED,
-    HandedIn,
     Measurement,
     Result,
     StageRecord,
@@ -86,14 +86,11 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         assert all(source.path.is_absolute() for source in sources)
         results = []
         for number, source in enumerate(sources, start=1):
-            about = HandedIn(source.platform, source.user, source.prefix, source.late)
             items = session.rubric.items if source.platform else ()
             right = {item.id: Measurement(item.full) for item in items}
             status = REJECTED if source.student.startswith("empty") else GRADED
-            made = Result(
-                source.student, status, session.profile, handed_in=about, measurements=right
-            )
-            result = scored(made, session.rubric)
+            made = Result(source.student, status, session.profile, measurements=right)
+            result = scored(replace(made, handed_in=source.handed_in), session.rubric)
             write_result(session.result_path(source.student), result)
             on_event(Event("running", number - 1, len(sources), running={source.student: ("x", 1)}))
             on_event(Event("graded", number, len(sources), result))

@@ -130,5 +130,19 @@ def test_the_roster_names_who_is_who(session: Session, tmp_path: Path) -> None:
     assert (session.out / "gradebook.csv").read_text() == gradebook, "it is kept for a regrade"
 
 
+def test_late_is_cleared_with_an_extension(session: Session, tmp_path: Path) -> None:
+    session.__dict__["rubric"] = replace(session.rubric, late_penalty=0.5)
+    roster = tmp_path / "roster.csv"
+    given = []
+    result = make_result("Jane Doe")
+    for status in ("Submitted", "Submitted, 2 hours late", "Submitted, extension granted"):
+        roster.write_text(f'Identifier,Full name,Status\nParticipant 1,Jane Doe,"{status}"\n')
+        publish(session, [result], roster)
+        result = read_result(session.result_path("Jane Doe"))
+        given.append(result)
+    assert [result.late for result in given] == [False, True, False]
+    assert given[1].points == pytest.approx(given[2].points / 2, abs=0.01)
+
+
 def test_no_results_make_empty_pages(session: Session) -> None:
     assert all(path.is_file() for path in publish(session, []))
