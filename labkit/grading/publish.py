@@ -39,7 +39,7 @@ def publish(session: Session, results: Sequence[Result], roster: Path | None = N
     if roster is not None and roster.resolve() != kept.resolve():
         shutil.copyfile(roster, kept)
     roster = kept if kept.is_file() else None
-    people = read_roster(roster)
+    people = read_roster(roster, title)
     named = [_named(result, people, session.rubric) for result in results]
     marked = mark_copies(named, session.reference_files())
     with locked(session.out):
