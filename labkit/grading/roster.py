@@ -160,7 +160,11 @@ class Roster:
         order and as Canvas writes it into the names of files; of two numbers that differ, the name
         is another person's.
         """
-        own, user = roster_key(result.student), result.handed_in.user
+        return self.find(result.student, result.handed_in.user)
+
+    def find(self, student: str, user: str) -> Person | None:
+        """Return whose submission it is, see `of`, by its name and the platform's number."""
+        own = roster_key(student)
         tests = (
             lambda p: bool(p.student) and roster_key(p.student) == own,
             lambda p: bool(p.user and user) and p.user == user,

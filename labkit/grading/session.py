@@ -183,7 +183,7 @@ class Session:
                 if path.exists():
                     shutil.rmtree(place / inside, ignore_errors=True)
                     path.replace(place / inside)
-        return [result.student for result in gone]
+        return [result.shown for result in gone]
 
     def results(self) -> list[Result]:
         """Return all results, by name."""

@@ -217,6 +217,8 @@ def test_same_files_are_grouped_by_who_shares_them(tmp_path: Path) -> None:
     text = words(page_of(tmp_path, found))
     assert "Reported, not judged: equal code gives equal files." in text
     assert same_files([make_result("ada", same_as={"m.pt": []})]) == []
+    named = [replace(found[0], name="Ada L"), *found[1:]]
+    assert same_files(named)[0].students == [{"ada": "Ada L"}.get(s, s) for s in pair.students]
 
 
 def test_checks_are_sorted_by_how_many_lost_points() -> None:

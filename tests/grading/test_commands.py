@@ -35,7 +35,7 @@ from labkit.grading.results import (
 )
 from labkit.grading.rubric import RUBRIC
 from labkit.grading.session import Session, locked
-from labkit.grading.submission import Source
+from labkit.grading.submission import Source, take_in
 from labkit.workspace import project_root, read_json, write_json
 
 Command = Callable[..., tuple[int, str]]
@@ -89,7 +89,10 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
             items = session.rubric.items if source.platform else ()
             right = {item.id: Measurement(item.full) for item in items}
             status = REJECTED if source.student.startswith("empty") else GRADED
-            made = Result(source.student, status, session.profile, measurements=right)
+            staging = session.out / ".work" / source.student
+            notes = take_in(source, staging).notes
+            shutil.rmtree(staging)
+            made = Result(source.student, status, session.profile, measurements=right, notes=notes)
             result = scored(replace(made, handed_in=source.handed_in), session.rubric)
             write_result(session.result_path(source.student), result)
             on_event(Event("running", number - 1, len(sources), running={source.student: ("x", 1)}))
@@ -569,6 +572,28 @@ def test_who_was_rejected_is_left_empty_and_said(walk: Command, tmp_path: Path) 
     assert (status, "left empty for the platforms: emptybo" in said) == (1, True)
     canvas = table(tmp_path / "grades" / "canvas.csv")
     assert canvas["emptybo"]["Deploying a model with Triton"] == ""
+
+
+def test_archives_beside_notebooks_are_told_at_the_end(walk: Command, tmp_path: Path) -> None:
+    for student, archive in (("ada", "rest.7z"), ("bea", "rest.tar.gz"), ("cleo", "data.csv.gz")):
+        write_notebook(tmp_path / "class" / student, "01_data", "1")
+        (tmp_path / "class" / student / archive).write_bytes(b"7z")
+    status, said = walk()
+    assert (status, "not opened: archives in 2 submissions (ada, bea): see" in said) == (2, True)
+    assert "rest.7z" in table(tmp_path / "grades" / "gradebook.csv")["ada"]["notes"]
+    assert walk("--resume", "--leave-out")[0] == 0
+
+
+def test_the_terminal_names_people_as_the_roster_does(
+    walk: Command, labkit: Command, tmp_path: Path
+) -> None:
+    hand_in(tmp_path, "doejane_12345_77_01_data.ipynb", "emptylee_222_79_01_data.ipynb")
+    (tmp_path / "roster.csv").write_text(CANVAS)
+    status, said = walk("--roster", tmp_path / "roster.csv")
+    for again in (said, walk("--resume")[1], labkit("regrade", tmp_path / "grades")[1]):
+        assert "Doe, Jane" in again and "doejane" not in again
+        assert "left empty for the platforms: Lee, Ann" in again
+    assert (status, labkit("regrade", tmp_path / "grades")[0]) == (1, 1)
 
 
 def test_nbgraders_folders_are_submissions(walk: Command, tmp_path: Path) -> None:
