@@ -696,6 +696,8 @@ BROKEN = {
     "another version": b'{"nbformat": 9}',
     "cells of another type": b'{"nbformat": 4, "cells": [1]}',
     "old and damaged": b'{"nbformat": 3, "worksheets": 1}',
+    "old, with an endless level": b'{"nbformat": 3, "worksheets": [{"cells": '
+    b'[{"cell_type": "heading", "level": 1e999, "source": "x"}]}]}',
 }
 
 
