@@ -25,7 +25,7 @@ from labkit.chain import end_with_parent
 from labkit.errors import LabError
 from labkit.grading.grade import HOME, WORK, Submission, reference_notebooks, scored
 from labkit.grading.measure.images import GradingImages
-from labkit.grading.results import FAILED, Result, ResultError, read_result, write_result
+from labkit.grading.results import FAILED, REJECTED, Result, ResultError, read_result, write_result
 from labkit.grading.session import Session, locked, own_cores
 from labkit.grading.submission import Source, find_submissions, safe_name, take_in_time
 from labkit.grading.workdir import make_home, readable, remove
@@ -196,7 +196,9 @@ def earlier_result(session: Session, source: Source) -> Result | None:
         return None
     if now.sha256 != result.submission_sha256:
         return None
-    fresh = scored(replace(result, handed_in=source.handed_in, notes=now.notes), session.rubric)
+    reason = now.reason if now.status == REJECTED else result.reason
+    fresh = replace(result, handed_in=source.handed_in, notes=now.notes, reason=reason)
+    fresh = scored(fresh, session.rubric)
     if fresh != result:
         write_result(session.result_path(source.student), fresh)
     return fresh

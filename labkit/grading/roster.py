@@ -13,9 +13,9 @@ from labkit.errors import LabError
 from labkit.grading.results import Result
 
 CANVAS, MOODLE = "canvas", "moodle"
-# exampleada_LATE_12345_67890_03_export-1.ipynb: whose, late, user, submission, file.
+# exampleada_LATE_12345_67890_03_export-1.ipynb: whose, late, user, attachment, file.
 _CANVAS: Final = re.compile(
-    r"(?P<name>.+?)_(?:(?P<late>LATE)_)?(?P<user>\d+)_(?P<submission>\d+)_(?P<file>.+)",
+    r"(?P<name>.+?)_(?:(?P<late>LATE)_)?(?P<user>\d+)_(?P<attachment>\d+)_(?P<file>.+)",
     re.DOTALL,
 )
 # LATE_anon_aB3xY_67890_01_data.ipynb, where grading is anonymous: late, who, attachment, file.
@@ -43,6 +43,7 @@ class Name:
         prefix: What it expects before the name of a file that is given back.
         file: The file's own name, with what Canvas may have added; empty for a folder.
         late: Whether the platform says so.
+        attachment: Canvas' number for the file; a later file has a higher one.
         is_text: Whether it is what was typed into a field, and no file.
     """
 
@@ -52,6 +53,7 @@ class Name:
     prefix: str
     file: str
     late: bool = False
+    attachment: int = 0
     is_text: bool = False
 
 
@@ -63,15 +65,15 @@ def read_name(name: str) -> Name | None:
         return Name(MOODLE, match["name"], match["user"], prefix, match["file"], is_text=is_text)
     if match := _ANONYMOUS.fullmatch(name):
         prefix = name[: match.start("file")]
-        return Name(CANVAS, match["name"], "", prefix, match["file"], bool(match["late"]))
+        number, late = int(match["attachment"]), bool(match["late"])
+        return Name(CANVAS, match["name"], "", prefix, match["file"], late, number)
     match = _CANVAS.fullmatch(name)
-    if match and name.endswith(".zip") and min(map(len, match.group("user", "submission"))) < 3:
+    if match and name.endswith(".zip") and min(map(len, match.group("user", "attachment"))) < 3:
         return None  # a date, in the name of somebody's own zip
     if match:
         prefix = name[: match.start("file")]
-        return Name(
-            CANVAS, match["name"], match["user"], prefix, match["file"], bool(match["late"])
-        )
+        number, late = int(match["attachment"]), bool(match["late"])
+        return Name(CANVAS, match["name"], match["user"], prefix, match["file"], late, number)
     return None
 
 

@@ -48,7 +48,7 @@ class Source:
         is_zip: Whether it is one zip.
         platform: `canvas` or `moodle`, where one has named it.
         user: That platform's own number for the person.
-        prefix: What it expects before the names of files that are given back.
+        prefix: What it expects before the names of files that are given back; the latest one.
         late: Whether the platform says that it is late.
         notes: What is to be known about it, a sentence each.
     """
@@ -217,7 +217,7 @@ def _of_platform(files: list[tuple[Name, Path]]) -> Source:
         latest,
         platform=first.platform,
         user=first.user,
-        prefix=first.prefix,
+        prefix=max((name for name, _ in files), key=lambda name: name.attachment).prefix,
         late=late,
         notes=tuple(notes),
     )

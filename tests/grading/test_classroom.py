@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from tiny import write_notebook
 
-from labkit.grading import classroom
+from labkit.grading import classroom, submission
 from labkit.grading.classroom import Event, grade_class, run_worker
 from labkit.grading.grade import scored
 from labkit.grading.publish import mark_copies
@@ -126,6 +126,26 @@ def test_what_names_say_is_as_fresh_as_the_files(
     assert (upper.handed_in.prefix, upper.late) == ("Ada_1234_888_", False)
     assert "looks like it" in " ".join(upper.notes)
     assert read_result(session.result_path("Ada")) == upper
+
+
+def test_reading_again_has_a_time_limit_too(
+    session: Session, sources: list[Source], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(classroom, "run_worker", pretend(session, calls))
+    grade_class(session, sources)
+
+    def endless(*arguments: object) -> None:
+        while True:
+            pass
+
+    monkeypatch.setattr(submission, "take_in", endless)
+    monkeypatch.setattr(submission.take_in_time, "__defaults__", (0.2,))
+    calls.clear()
+    begin = time.monotonic()
+    grade_class(session, sources)
+    assert time.monotonic() - begin < 20
+    assert sorted(calls) == ["ada", "bea", "cleo"], "grading says what is wrong with it"
 
 
 @pytest.mark.parametrize("change", [{"profile": "full"}, {"seed": 7}], ids=str)
