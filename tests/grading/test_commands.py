@@ -20,7 +20,7 @@ from labkit.cli import main
 from labkit.grading import carry_forward as reference_module
 from labkit.grading import classroom as classroom_module
 from labkit.grading import sandbox
-from labkit.grading.classroom import Event
+from labkit.grading.classroom import Event, grade_class, source_of
 from labkit.grading.commands import describe
 from labkit.grading.grade import scored
 from labkit.grading.results import (
@@ -530,6 +530,46 @@ def test_a_late_submission_loses_what_the_rubric_says(walk: Command, tmp_path: P
     rubric.write_text("late_penalty = 0.1\n" + RUBRIC.read_text())
     assert walk("--rubric", rubric)[0] == 0
     assert table(tmp_path / "grades" / "gradebook.csv")["leeann"]["total"] == "90"
+
+
+def test_a_late_hand_in_goes_on_to_the_gradebook(
+    walk: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only who has handed in something else is graded again; that is looked for as it really is."""
+    graded: list[str] = []
+
+    def work(out: str, folder: str, student: str) -> str:
+        session, source = Session.load(Path(out)), source_of(Path(folder), student)
+        intake = take_in(source, Path(out) / ".work" / f"{student}-{len(graded)}")
+        right = {item.id: Measurement(item.full) for item in session.rubric.items}
+        made = Result(student, GRADED, session.profile, measurements=right, seed=session.seed,
+                      submission_sha256=intake.sha256, handed_in=source.handed_in)  # fmt: skip
+        write_result(session.result_path(student), scored(made, session.rubric))
+        graded.append(student)
+        return student
+
+    monkeypatch.setattr(classroom_module, "grade_class", grade_class)
+    monkeypatch.setattr(classroom_module, "run_worker", work)
+    monkeypatch.setattr(classroom_module, "make_home", lambda folder: None)
+    (tmp_path / "roster.csv").write_text(CANVAS)
+    (tmp_path / "strict.toml").write_text("late_penalty = 0.1\n" + RUBRIC.read_text())
+    hand_in(tmp_path, "doejane_12345_77_01_data.ipynb", "leeann_222_78_01_data.ipynb")
+    options = ("--roster", tmp_path / "roster.csv", "--rubric", tmp_path / "strict.toml")
+    assert walk(*options)[0] == 0
+    hand_in(tmp_path, "leeann_LATE_222_91_01_data-1.ipynb", "goneBob_LATE_333_92_01_data.ipynb")
+    graded.clear()
+    status, said = walk("--resume")
+    assert (status, sorted(graded)) == (0, ["goneBob", "leeann"]), said
+    assert "3 of 3 graded" in said
+    points = {name: row["Deploying a model with Triton"]
+              for name, row in table(tmp_path / "grades" / "canvas.csv").items()}  # fmt: skip
+    assert points == {
+        "Points Possible": "100", "Doe, Jane": "100", "Lee, Ann": "90", "Gone, Bob": "90",
+    }  # fmt: skip
+    gradebook = table(tmp_path / "grades" / "gradebook.csv")
+    assert [row["late"] for row in gradebook.values()] == ["", "late", "late"]
+    with zipfile.ZipFile(tmp_path / "grades" / "canvas-feedback.zip") as archive:
+        assert "leeann_LATE_222_91_feedback.zip" in archive.namelist()
 
 
 def test_who_is_exempt_is_so_after_a_regrade(
