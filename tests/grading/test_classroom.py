@@ -22,7 +22,15 @@ from labkit.grading import classroom, submission
 from labkit.grading.classroom import Event, grade_class, run_worker
 from labkit.grading.grade import scored
 from labkit.grading.publish import mark_copies
-from labkit.grading.results import FAILED, GRADED, Result, StageRecord, read_result, write_result
+from labkit.grading.results import (
+    FAILED,
+    GRADED,
+    REJECTED,
+    Result,
+    StageRecord,
+    read_result,
+    write_result,
+)
 from labkit.grading.session import GradingRuns, Session, locked
 from labkit.grading.submission import Intake, Source, find_submissions, take_in
 
@@ -146,6 +154,17 @@ def test_reading_again_has_a_time_limit_too(
     grade_class(session, sources)
     assert time.monotonic() - begin < 20
     assert sorted(calls) == ["ada", "bea", "cleo"], "grading says what is wrong with it"
+
+
+def test_why_a_submission_is_rejected_is_as_fresh_as_the_files(
+    session: Session, tmp_path: Path
+) -> None:
+    old = Result("dora", REJECTED, "smoke", reason="it was damaged", seed=session.seed)
+    write_result(session.result_path("dora"), old)
+    (tmp_path / "empty").mkdir()
+    kept = classroom.earlier_result(session, Source("dora", {"": tmp_path / "empty"}))
+    assert kept is not None and "holds no file" in kept.reason
+    assert read_result(session.result_path("dora")) == kept
 
 
 @pytest.mark.parametrize("change", [{"profile": "full"}, {"seed": 7}], ids=str)
