@@ -215,7 +215,7 @@ def write_class_page(
     Raises:
         RosterError: the roster cannot be used.
     """
-    people = read_roster(roster)
+    people = read_roster(roster, rubric_title)
     return write_page(out / PAGE, render_class_page(by_name(results), rubric_title, people))
 
 

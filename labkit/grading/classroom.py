@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,7 +25,7 @@ from labkit.chain import end_with_parent
 from labkit.errors import LabError
 from labkit.grading.grade import HOME, WORK, Submission, reference_notebooks, scored
 from labkit.grading.measure.images import GradingImages
-from labkit.grading.results import FAILED, Result, ResultError, read_result, write_result
+from labkit.grading.results import FAILED, REJECTED, Result, ResultError, read_result, write_result
 from labkit.grading.session import Session, locked, own_cores
 from labkit.grading.submission import Source, find_submissions, safe_name, take_in_time
 from labkit.grading.workdir import make_home, readable, remove
@@ -178,7 +178,10 @@ def _clean(out: Path) -> None:
 
 
 def earlier_result(session: Session, source: Source) -> Result | None:
-    """Return the result of the very same submission from an earlier run; None to grade it."""
+    """Return the result of the very same submission from an earlier run; None to grade it.
+
+    What its names say, and what is to be known about it, may have changed all the same.
+    """
     try:
         result = read_result(session.result_path(source.student))
         if result.status == FAILED or (result.profile, result.seed) != (
@@ -188,10 +191,17 @@ def earlier_result(session: Session, source: Source) -> Result | None:
             return None
         with tempfile.TemporaryDirectory() as folder:
             staging = Path(folder) / "submission"
-            now = take_in_time(source, staging, reference_notebooks()).sha256
+            now = take_in_time(source, staging, reference_notebooks())
     except (OSError, CorruptFile, ResultError):  # of the submission, grading it will tell
         return None
-    return result if now == result.submission_sha256 else None
+    if now.sha256 != result.submission_sha256:
+        return None
+    reason = now.reason if now.status == REJECTED else result.reason
+    fresh = replace(result, handed_in=source.handed_in, notes=now.notes, reason=reason)
+    fresh = scored(fresh, session.rubric)
+    if fresh != result:
+        write_result(session.result_path(source.student), fresh)
+    return fresh
 
 
 def run_worker(out: str, folder: str, student: str) -> str:

@@ -1,7 +1,7 @@
 """The instructor's commands: release, grade, regrade. Thin: parse, call the library, print."""
 
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -63,7 +63,7 @@ def grade(
         str, typer.Option(help="What serves the models: stand-in, or native where it is built.")
     ] = "stand-in",
     leave_out: Annotated[
-        bool, typer.Option("--leave-out", help="Exit 0 also where notebooks are left out.")
+        bool, typer.Option("--leave-out", help="Exit 0 also where files are left out.")
     ] = False,
 ) -> None:
     """Grade a class: run every notebook in a sandbox, measure what it made, write feedback."""
@@ -71,12 +71,12 @@ def grade(
     from labkit.grading.carry_forward import Reference, reference_folder
     from labkit.grading.classroom import grade_class
     from labkit.grading.limits import memory_for
-    from labkit.grading.publish import publish
+    from labkit.grading.publish import ROSTER, publish
     from labkit.grading.roster import read_roster
     from labkit.grading.rubric import load_rubric
     from labkit.grading.sandbox import BUBBLEWRAP, NONE, find_isolation, require_readable
     from labkit.grading.session import Session, seed_for
-    from labkit.grading.submission import find_submissions
+    from labkit.grading.submission import find_submissions, unopened
     from labkit.grading.workdir import SERVER
     from labkit.server.native.built import built_backends
     from labkit.workspace import cache_dir
@@ -85,8 +85,8 @@ def grade(
     with _wrong_usage():
         load_rubric(rubric, profile)
         found = find_submissions(submissions.absolute())
-        if roster is not None:
-            read_roster(roster)
+        kept = out / ROSTER if (out / ROSTER).is_file() else None
+        people = read_roster(roster or kept)
         if reference is not None:
             Reference.of(reference, profile)
     chosen = _chosen(found.sources, only or [])
@@ -122,7 +122,9 @@ def grade(
     about = f"{len(chosen)} submissions, profile {profile}, {confinement}, into {out}"
     console.print(escape(about))
     try:
-        with _ClassDisplay() as display:
+        found_people = {s.student: people.find(s.student, s.user) for s in chosen}
+        names = {student: person.shown for student, person in found_people.items() if person}
+        with _ClassDisplay(names) as display:
             graded = grade_class(session, chosen, workers, scheduler, display.event)
     except KeyboardInterrupt:
         done = len(session.result_files())
@@ -138,7 +140,16 @@ def grade(
     results = session.results() if only else graded
     for path in publish(session, results, roster):
         console.print(escape(str(path)))
+    results = session.results()  # with the roster's names
     status = _summarize(results)
+    if closed := [result.shown for result in results if unopened(result.notes)]:
+        more = f" and {len(closed) - SHOWN} more" if len(closed) > SHOWN else ""
+        console.print(
+            f"[red]not opened:[/] archives in {len(closed)} submissions "
+            f"({escape(', '.join(closed[:SHOWN]) + more)}): see the notes in gradebook.csv, unpack "
+            "them there and go on with --resume"
+        )
+        status = status if leave_out else 2
     if found.notebooks:
         lost = ", ".join(found.notebooks[:SHOWN])
         more = f" and {len(found.notebooks) - SHOWN} more" if len(found.notebooks) > SHOWN else ""
@@ -171,11 +182,13 @@ def regrade(
 
     def show(result: Result, measured: bool) -> None:
         how = "measured again" if measured else "from stored measurements"
-        console.print(f"{escape(result.student)}: {_points(result)}, {how}")
+        console.print(f"{escape(result.shown)}: {_points(result)}, {how}")
 
     session, results = give_points_again(session, rubric, measure, show)
     for path in publish(session, results, roster):
         console.print(escape(str(path)))
+    if status := _summarize(session.results()):
+        raise typer.Exit(status)
 
 
 def _chosen(sources: "list[Source]", only: list[str]) -> "list[Source]":
@@ -225,9 +238,14 @@ def _ensure_reference(run: Path, profile: str) -> None:
 
 
 class _ClassDisplay:
-    """Progress of a class: a live table on a terminal, a line per event elsewhere."""
+    """Progress of a class: a live table on a terminal, a line per event elsewhere.
 
-    def __init__(self) -> None:
+    Args:
+        names: Submission → the name that the roster has.
+    """
+
+    def __init__(self, names: Mapping[str, str]) -> None:
+        self._names = names
         self._steps: dict[str, str] = {}
         self._live = Live(console=console, transient=True, refresh_per_second=4)
 
@@ -240,23 +258,28 @@ class _ClassDisplay:
         if console.is_terminal:
             self._live.stop()
 
+    def _shown(self, student: str) -> str:
+        return self._names.get(student, student)
+
     def event(self, event: "Event") -> None:
         """Show what happened."""
         if event.result is not None:
             kept = " (graded earlier)" if event.kind == "kept" else ""
-            line = f"[{event.done}/{event.total}] {event.result.student:20} "
+            line = f"[{event.done}/{event.total}] {self._shown(event.result.student):20} "
             console.print(escape(line) + describe(event.result) + kept)
         elif event.running is not None and not console.is_terminal:
             for student, (step, seconds) in event.running.items():
                 if self._steps.get(student) != step:
                     self._steps[student] = step
-                    console.print(escape(f"      {student:20} {step} after {seconds:.0f} s"))
+                    console.print(
+                        escape(f"      {self._shown(student):20} {step} after {seconds:.0f} s")
+                    )
         elif event.running is not None:
             table = Table(show_edge=False, header_style="bold")
             for column in ("student", "step", "time"):
                 table.add_column(column)
             for student, (step, seconds) in list(event.running.items())[:SHOWN]:
-                table.add_row(escape(student), step, f"{seconds:.0f} s")
+                table.add_row(escape(self._shown(student)), step, f"{seconds:.0f} s")
             table.caption = f"{event.done} of {event.total} graded"
             self._live.update(table)
 
@@ -279,7 +302,7 @@ def _points(result: Result) -> str:
 
 def _summarize(results: list[Result]) -> int:
     """Say how many are graded, and who is not; return the exit status."""
-    bad = [result.student for result in results if result.status != GRADED]
+    bad = [result.shown for result in results if result.status != GRADED]
     console.print(f"[green]{len(results) - len(bad)} of {len(results)} graded[/]")
     if bad:
         who = escape(", ".join(bad))

@@ -193,7 +193,7 @@ def _headline(result: Result) -> list[str]:
                 f"Later notebooks ran on the course's own files instead of those of {_and(lost)}; "
                 "that costs no points there."
             )
-    if result.handed_in.late:
+    if result.late:
         lines.append("It was handed in late.")
     if result.items:
         full = sum(item.points >= item.maximum for item in result.items)

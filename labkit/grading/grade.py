@@ -24,7 +24,6 @@ from labkit.grading.results import (
     OOM,
     REJECTED,
     TIMEOUT,
-    HandedIn,
     Measurement,
     Result,
     StageRecord,
@@ -103,9 +102,7 @@ class Submission:
             seed=self.session.seed,
             isolation=str(self.session.confinement),
             environment=environment_facts(),
-            handed_in=HandedIn(
-                self.source.platform, self.source.user, self.source.prefix, self.source.late
-            ),
+            handed_in=self.source.handed_in,
         )
         if intake.status != REJECTED:
             self._run_and_measure(intake)
@@ -221,7 +218,7 @@ def scored(result: Result, rubric: Rubric) -> Result:
     return replace(
         result,
         items=items,
-        points=round(points * (1 - (rubric.late_penalty if result.handed_in.late else 0)), 2),
+        points=round(points * (1 - (rubric.late_penalty if result.late else 0)), 2),
         maximum=rubric.maximum,
         rubric_sha256=rubric.sha256,
     )

@@ -47,7 +47,7 @@ def write_gradebooks(
         RosterError: the roster cannot be read, or names a student twice or not at all.
     """
     ordered = by_name(results)
-    people = read_roster(roster)
+    people = read_roster(roster, rubric_title)
     maximum = points_text(max((result.maximum for result in ordered), default=0.0))
     lines = [(result, people.of(result) or _unknown(result)) for result in ordered]
     absent = people.absent(ordered)
@@ -101,7 +101,7 @@ def _gradebook(results: Sequence[Result], people: Roster, maximum: str) -> list[
             "maximum": points_text(result.maximum),
             **{item.id: points_text(item.points) for item in result.items},
             **{f"{record.stage} verdict": record.verdict for record in result.stages},
-            "late": "late" if result.handed_in.late else "",
+            "late": "late" if result.late else "",
             "carried": "; ".join(carried(result)),
             "notes": " ".join(_notes(result)),
         }

@@ -169,8 +169,9 @@ MATTERS: Final[tuple[tuple[str, str, Why], ...]] = (
 )
 
 
-def same_files(results: Iterable[Result]) -> list[SameFiles]:
+def same_files(results: Sequence[Result]) -> list[SameFiles]:
     """Return who shares which files: small groups with many files first, as they say most."""
+    shown = {result.student: result.shown for result in results}
     shared: dict[tuple[str, ...], set[str]] = {}
     for result in results:
         for artifact, others in result.same_as.items():
@@ -179,6 +180,10 @@ def same_files(results: Iterable[Result]) -> list[SameFiles]:
                 shared.setdefault(students, set()).add(artifact)
     order = sorted(shared.items(), key=lambda entry: (-len(entry[1]), len(entry[0]), entry[0]))
     return [
-        SameFiles(list(students[:MOST_NAMES]), len(students), sorted(artifacts))
+        SameFiles(
+            [shown.get(student, student) for student in students[:MOST_NAMES]],
+            len(students),
+            sorted(artifacts),
+        )
         for students, artifacts in order
     ]

@@ -70,7 +70,7 @@ def read_notebook(path: Path, limit_bytes: int = MAX_NOTEBOOK_BYTES) -> Notebook
         cells = [make_cell(**_fields(raw)) for raw in _raw_cells(record)]
         metadata = record.get("metadata")
         kernel = metadata.get("kernelspec") if isinstance(metadata, dict) else None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
         raise IntakeError(
             f"{path.name} is not a valid notebook ({type(error).__name__}: {_first_line(error)}): "
             "open it in JupyterLab, save it and hand it in again"
@@ -140,7 +140,7 @@ def _fields(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Return what is taken over of one cell.
 
     Raises:
-        ValueError, TypeError, AttributeError: it is no cell.
+        ValueError, TypeError, AttributeError, ArithmeticError: it is no cell.
     """
     kind, source = raw["cell_type"], raw.get("source", raw.get("input", ""))
     if kind == "heading":  # of format 3

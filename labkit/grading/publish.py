@@ -39,7 +39,7 @@ def publish(session: Session, results: Sequence[Result], roster: Path | None = N
     if roster is not None and roster.resolve() != kept.resolve():
         shutil.copyfile(roster, kept)
     roster = kept if kept.is_file() else None
-    people = read_roster(roster)
+    people = read_roster(roster, title)
     named = [_named(result, people, session.rubric) for result in results]
     marked = mark_copies(named, session.reference_files())
     with locked(session.out):
@@ -54,12 +54,9 @@ def publish(session: Session, results: Sequence[Result], roster: Path | None = N
 def _named(result: Result, people: Roster, rubric: Rubric) -> Result:
     """Return a result with what the roster says of the person."""
     person = people.of(result)
-    if person is None:
-        return replace(result, name="", exempt=False)
-    late = result.handed_in.late or person.late
-    handed_in = replace(result.handed_in, late=late)
-    named = replace(result, name=person.name, exempt=person.exempt, handed_in=handed_in)
-    return scored(named, rubric) if late != result.handed_in.late else named
+    name, exempt, late = (person.name, person.exempt, person.late) if person else ("", False, False)
+    named = replace(result, name=name, exempt=exempt, late_by_roster=late)
+    return scored(named, rubric) if named.late != result.late else named
 
 
 def mark_copies(results: Sequence[Result], handed_out: Iterable[str] = ()) -> list[Result]:

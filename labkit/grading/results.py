@@ -123,7 +123,7 @@ class HandedIn:
         platform: `canvas`, `moodle`, or empty.
         user: Its own number for the person.
         prefix: What it expects before the names of files that are given back.
-        late: Whether it was late.
+        late: Whether it was late, by its files' names.
     """
 
     platform: str = ""
@@ -158,6 +158,7 @@ class Result:
         handed_in: What a learning platform says of it.
         name: The person's, as the roster has it; pages and tables show it.
         exempt: Whether the roster says that no points are to be given.
+        late_by_roster: Whether the roster says that it was late.
     """
 
     student: str
@@ -181,6 +182,12 @@ class Result:
     handed_in: HandedIn = HandedIn()
     name: str = ""
     exempt: bool = False
+    late_by_roster: bool = False
+
+    @property
+    def late(self) -> bool:
+        """Whether it was late, by the names of its files or by the roster."""
+        return self.handed_in.late or self.late_by_roster
 
     @property
     def shown(self) -> str:

@@ -13,9 +13,9 @@ from labkit.errors import LabError
 from labkit.grading.results import Result
 
 CANVAS, MOODLE = "canvas", "moodle"
-# exampleada_LATE_12345_67890_03_export-1.ipynb: whose, late, user, submission, file.
+# exampleada_LATE_12345_67890_03_export-1.ipynb: whose, late, user, attachment, file.
 _CANVAS: Final = re.compile(
-    r"(?P<name>.+?)_(?:(?P<late>LATE)_)?(?P<user>\d+)_(?P<submission>\d+)_(?P<file>.+)",
+    r"(?P<name>.+?)_(?:(?P<late>LATE)_)?(?P<user>\d+)_(?P<attachment>\d+)_(?P<file>.+)",
     re.DOTALL,
 )
 # LATE_anon_aB3xY_67890_01_data.ipynb, where grading is anonymous: late, who, attachment, file.
@@ -43,6 +43,7 @@ class Name:
         prefix: What it expects before the name of a file that is given back.
         file: The file's own name, with what Canvas may have added; empty for a folder.
         late: Whether the platform says so.
+        attachment: Canvas' number for the file; a later file has a higher one.
         is_text: Whether it is what was typed into a field, and no file.
     """
 
@@ -52,6 +53,7 @@ class Name:
     prefix: str
     file: str
     late: bool = False
+    attachment: int = 0
     is_text: bool = False
 
 
@@ -63,15 +65,15 @@ def read_name(name: str) -> Name | None:
         return Name(MOODLE, match["name"], match["user"], prefix, match["file"], is_text=is_text)
     if match := _ANONYMOUS.fullmatch(name):
         prefix = name[: match.start("file")]
-        return Name(CANVAS, match["name"], "", prefix, match["file"], bool(match["late"]))
+        number, late = int(match["attachment"]), bool(match["late"])
+        return Name(CANVAS, match["name"], "", prefix, match["file"], late, number)
     match = _CANVAS.fullmatch(name)
-    if match and name.endswith(".zip") and min(map(len, match.group("user", "submission"))) < 3:
+    if match and name.endswith(".zip") and min(map(len, match.group("user", "attachment"))) < 3:
         return None  # a date, in the name of somebody's own zip
     if match:
         prefix = name[: match.start("file")]
-        return Name(
-            CANVAS, match["name"], match["user"], prefix, match["file"], bool(match["late"])
-        )
+        number, late = int(match["attachment"]), bool(match["late"])
+        return Name(CANVAS, match["name"], match["user"], prefix, match["file"], late, number)
     return None
 
 
@@ -86,7 +88,8 @@ TEST_STUDENTS: Final = frozenset({"student, test", "test student"})
 YES: Final = frozenset({"x", "yes", "y", "true", "1", "ex", "exempt", "excused"})
 # Column of a file → what it is of a person.
 CANVAS_COLUMNS: Final = {
-    "student": "name", "id": "user", "sis user id": "id", "sis login id": "login",
+    "student": "name", "firstname": "first", "lastname": "last", "id": "user",
+    "sis user id": "id", "sis login id": "login",
     "section": "section", "email": "email", "exempt": "exempt",
 }  # fmt: skip
 MOODLE_COLUMNS: Final = {
@@ -94,6 +97,9 @@ MOODLE_COLUMNS: Final = {
     "surname": "last", "id number": "id", "email address": "email", "username": "login",
     "status": "status", "last modified (grade)": "graded", "exempt": "exempt",
 }  # fmt: skip
+# Of a column with the points of an assignment in Canvas' gradebook: its title, then its number.
+_ASSIGNMENT: Final = re.compile(r"(?P<title>.+?)\s*\(\d+\)")
+SEPARATORS: Final = ",;\t"  # of cells: as platforms and spreadsheets of some languages save them
 OWN_COLUMNS: Final = ("student", "name", "email", "id", "exempt")
 
 
@@ -156,7 +162,11 @@ class Roster:
         order and as Canvas writes it into the names of files; of two numbers that differ, the name
         is another person's.
         """
-        own, user = roster_key(result.student), result.handed_in.user
+        return self.find(result.student, result.handed_in.user)
+
+    def find(self, student: str, user: str) -> Person | None:
+        """Return whose submission it is, see `of`, by its name and the platform's number."""
+        own = roster_key(student)
         tests = (
             lambda p: bool(p.student) and roster_key(p.student) == own,
             lambda p: bool(p.user and user) and p.user == user,
@@ -175,12 +185,14 @@ class Roster:
         return sorted(absent, key=lambda person: (person.shown.casefold(), person.shown))
 
 
-def read_roster(path: Path | None) -> Roster:
+def read_roster(path: Path | None, assignment: str = "") -> Roster:
     """Read who is in the class; nobody where there is no file.
 
     Args:
         path: The instructor's own (`student`, `name`, `email`, `id`, `exempt`; only the first is
             needed), Canvas' export of its gradebook, or Moodle's grading worksheet or gradebook.
+        assignment: Its name in Canvas' gradebook, where `EX` in its column is an exemption; the
+            only assignment there needs none.
 
     Raises:
         RosterError: the file cannot be read, has no column that names people, or a student twice.
@@ -189,14 +201,16 @@ def read_roster(path: Path | None) -> Roster:
         return Roster()
     try:
         text = path.read_text(encoding="utf-8-sig")
-        lines = csv.reader(io.StringIO(text, newline=""), strict=True)
+        first = text.partition("\n")[0]
+        separator = max(SEPARATORS, key=first.count)  # the comma where there is none
+        lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
         rows = [[cell.strip() for cell in line] for line in lines]
     except (OSError, ValueError, csv.Error) as error:
         raise RosterError(
             f"the roster {path} cannot be read ({error}): save it as CSV, comma-separated, UTF-8"
         ) from error
     header = [title.lower() for title in rows[0]] if rows else []
-    platform, columns = _columns(header)
+    platform, columns = _columns(header, assignment)
     if not columns:
         raise RosterError(
             f"the roster {path} has the columns {', '.join(header) or '(none)'}; expected "
@@ -208,10 +222,10 @@ def read_roster(path: Path | None) -> Roster:
     for number, row in enumerate(rows[1:], start=2):
         fields = {columns[title]: cell for title, cell in zip(header, row, strict=False)
                   if title in columns}  # fmt: skip
-        if not any(row) or (platform and not _is_person(fields)):
-            continue
         person = _person(fields)
-        if not (person.name if platform else person.student):
+        if not any(row) or (platform and not _is_person(person)):
+            continue
+        if not (platform or person.student):
             raise RosterError(
                 f"the roster {path} has no student in row {number}: enter the submission's name"
             )
@@ -226,34 +240,40 @@ def read_roster(path: Path | None) -> Roster:
     return Roster(people, platform)
 
 
-def _columns(header: list[str]) -> tuple[str, Mapping[str, str]]:
+def _columns(header: list[str], assignment: str) -> tuple[str, Mapping[str, str]]:
     """Return whose export a file is, and what its columns are; none where it is not clear."""
-    if "student" in header and {"sis user id", "sis login id", "section"} & set(header):
-        return CANVAS, CANVAS_COLUMNS
+    names = {"student", "lastname"} & set(header)
+    if names and {"sis user id", "sis login id", "section"} & set(header):
+        titles = {title: match["title"] for title in header
+                  if (match := _ASSIGNMENT.fullmatch(title))}  # fmt: skip
+        own = [title for title in titles if titles[title] == assignment.casefold()] or [*titles]
+        points = {own[0]: "points"} if len(own) == 1 else {}
+        return CANVAS, CANVAS_COLUMNS | points
     if {"full name", "first name", "identifier"} & set(header):
         return MOODLE, MOODLE_COLUMNS
     return "", {title: title for title in OWN_COLUMNS} if "student" in header else {}
 
 
-def _is_person(fields: Mapping[str, str]) -> bool:
+def _is_person(person: Person) -> bool:
     """Return whether a row of an export is about a person."""
-    name = fields.get("name", "").casefold()
-    named = bool(name) and name not in TEST_STUDENTS and not name.startswith(POINTS_POSSIBLE)
-    return named or bool(fields.get("last"))
+    name = person.name.casefold()
+    return bool(name) and name not in TEST_STUDENTS and not name.startswith(POINTS_POSSIBLE)
 
 
 def _person(fields: Mapping[str, str]) -> Person:
     """Return one line of the roster."""
     first_last = f"{fields.get('first', '')} {fields.get('last', '')}".strip()
+    number = fields.get("user", "")  # Moodle writes "Participant 12345", at times without a name
+    is_excused = fields.get("points", "").casefold() == "ex"
     return Person(
         student=fields.get("student", ""),
-        name=fields.get("name", "") or first_last,
+        name=fields.get("name", "") or first_last or ("" if number.isdecimal() else number),
         email=fields.get("email", ""),
         id=fields.get("id", ""),
-        user=re.sub(r"\D", "", fields.get("user", "")),  # Moodle writes "Participant 12345"
+        user=re.sub(r"\D", "", number),
         login=fields.get("login", ""),
         section=fields.get("section", ""),
-        exempt=fields.get("exempt", "").casefold() in YES,
+        exempt=is_excused or fields.get("exempt", "").casefold() in YES,
         late="late" in fields.get("status", "").casefold(),
         graded=fields.get("graded", ""),
     )

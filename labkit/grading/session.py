@@ -5,7 +5,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -183,7 +183,7 @@ class Session:
                 if path.exists():
                     shutil.rmtree(place / inside, ignore_errors=True)
                     path.replace(place / inside)
-        return [result.student for result in gone]
+        return [result.shown for result in gone]
 
     def results(self) -> list[Result]:
         """Return all results, by name."""
@@ -254,12 +254,16 @@ def own_cores(out: Path, workers: int) -> IO[str] | None:
 def locked(out: Path) -> Iterator[None]:
     """Hold a grading's folder, so that two graders cannot write into it.
 
+    Grades and hidden inputs come into it: until the first result is there it is made private, also
+    where the folder was there before. Later its rights are the instructor's own matter.
+
     Raises:
         GradingRuns: another process holds it.
     """
-    if not out.exists():
-        out.mkdir(parents=True)
-        out.chmod(0o700)  # grades, and hidden inputs
+    out.mkdir(parents=True, exist_ok=True)
+    if not any((out / "results").glob("*.json")):
+        with suppress(PermissionError):  # somebody else's folder, which we may write to
+            out.chmod(0o700)
     with (out / LOCK).open("w") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

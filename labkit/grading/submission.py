@@ -9,7 +9,7 @@ import shutil
 import stat
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
@@ -21,15 +21,17 @@ from labkit.grading.find_notebooks import (
     notebook_name,
 )
 from labkit.grading.notebook import IntakeError, NotebookNode
-from labkit.grading.results import GRADED, MISSING, REJECTED
+from labkit.grading.results import GRADED, MISSING, REJECTED, HandedIn
 from labkit.grading.roster import CANVAS, MOODLE, Name, read_name, without_count
-from labkit.grading.unpack import IGNORED, Rejected, names_in_zip, take
+from labkit.grading.unpack import IGNORED, Rejected, left_out, names_in_zip, take
 from labkit.grading.untrusted import short_name
 
 MAX_NOTES = 20
 ARCHIVES = (".zip", ".rar", ".7z", ".gz", ".tgz", ".tar", ".bz2", ".xz")
 # Letters of other scripts that look like Latin ones, lower case.
 LOOK_ALIKE = str.maketrans("аеорсухіјѕԁһԛԝɡοαενικρτυχ", "aeopcyxijsdhqwgoaevikptux")
+PACKED = (".rar", ".7z", ".tgz", ".tar", ".tar.gz", ".tar.bz2", ".tar.xz")  # may hold notebooks
+UNOPENED = re.compile(rf"left out: .*\.({'|'.join(end[1:] for end in ARCHIVES)}) \(", re.IGNORECASE)
 MAX_SLUG = 40
 LIMIT_S = 60.0  # for reading one submission
 HASHED_NAME = re.compile(r".*-[0-9a-f]{10}")
@@ -46,7 +48,7 @@ class Source:
         is_zip: Whether it is one zip.
         platform: `canvas` or `moodle`, where one has named it.
         user: That platform's own number for the person.
-        prefix: What it expects before the names of files that are given back.
+        prefix: What it expects before the names of files that are given back; the latest one.
         late: Whether the platform says that it is late.
         notes: What is to be known about it, a sentence each.
     """
@@ -59,6 +61,11 @@ class Source:
     prefix: str = ""
     late: bool = False
     notes: tuple[str, ...] = ()
+
+    @property
+    def handed_in(self) -> HandedIn:
+        """What the platform says of it."""
+        return HandedIn(self.platform, self.user, self.prefix, self.late)
 
     @property
     def path(self) -> Path:
@@ -124,7 +131,7 @@ def find_submissions(folder: Path) -> Found:
             "or the unpacked download of Canvas or Moodle"
         )
     sources: list[Source] = []
-    left_out: list[str] = []
+    aside: list[str] = []
     lost: list[str] = []
     downloads: list[Path] = []
     named: dict[tuple[str, str, str], list[tuple[Name, Path]]] = defaultdict(list)
@@ -144,7 +151,7 @@ def find_submissions(folder: Path) -> Found:
             sources.append(Source(_student(path.stem), {"": path}, is_zip=True))
         else:
             what = "a link" if stat.S_ISLNK(mode) else "neither a folder nor a zip"
-            left_out.append(f"left out: {short_name(path.name)} is {what}")
+            aside.append(f"left out: {short_name(path.name)} is {what}")
             if notebook_name(path.name) or path.suffix.lower() in ARCHIVES:
                 lost.append(short_name(path.name))
     sources += [_of_platform(files) for files in named.values()]
@@ -154,18 +161,18 @@ def find_submissions(folder: Path) -> Found:
         downloads.remove(inside[0])
         deeper = find_submissions(inside[0])
     for path in downloads:
-        left_out.append(
+        aside.append(
             f"left out: {short_name(path.name)} holds what several people have handed in: give it, "
             "unpacked, as the folder of submissions"
         )
         lost.append(short_name(path.name))
     if not sources and not deeper.sources:
-        why = "; ".join(left_out[:MAX_NOTES]) or "it is empty"
+        why = "; ".join(aside[:MAX_NOTES]) or "it is empty"
         raise IntakeError(
             f"{folder} holds no submission ({why}): expected one folder or one zip per student"
         )
     told_apart = _told_apart(sources) or deeper.sources
-    return Found(told_apart, left_out + deeper.left_out, lost + deeper.notebooks)
+    return Found(told_apart, aside + deeper.left_out, lost + deeper.notebooks)
 
 
 def _is_download(path: Path) -> bool:
@@ -210,7 +217,7 @@ def _of_platform(files: list[tuple[Name, Path]]) -> Source:
         latest,
         platform=first.platform,
         user=first.user,
-        prefix=first.prefix,
+        prefix=max((name for name, _ in files), key=lambda name: name.attachment).prefix,
         late=late,
         notes=tuple(notes),
     )
@@ -310,6 +317,8 @@ def take_in(
         shutil.rmtree(staging)
         staging.mkdir()
         return Intake(source.student, REJECTED, staging, str(error), notes=_at_most(notes))
+    packed = [name for name in sorted(digests) if name.lower().endswith(PACKED)]
+    notes[:0] = [left_out(name, "an archive that is not opened: hand in a zip") for name in packed]
     top = _top_folder(digests)
     digests = {str(PurePosixPath(name).relative_to(top)): digests[name] for name in sorted(digests)}
     from_zips = frozenset(str(PurePosixPath(name).relative_to(top)) for name in from_zips)
@@ -328,6 +337,11 @@ def take_in(
         notes=_at_most(notes),
         sha256=_overall(digests),
     )
+
+
+def unopened(notes: Iterable[str]) -> list[str]:
+    """Return the notes about archives whose content was left out: it may be somebody's work."""
+    return [note for note in notes if UNOPENED.match(note)]
 
 
 def take_in_time(

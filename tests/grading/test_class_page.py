@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote
 
+import matplotlib.pyplot as plt
 import pytest
 from factory import STAGES, make_class, make_item, make_record, make_result
 from test_feedback import EVIL, Page, assert_inert
@@ -27,6 +28,7 @@ from labkit.grading.needs_review import MOST_NAMES, needs_review, same_files
 from labkit.grading.pages import VERDICT_WORDS, points_text
 from labkit.grading.results import GRADED, Result
 from labkit.grading.roster import Person, Roster
+from labkit.grading.rubric import load_rubric
 from labkit.plots.grading import (
     KINDS,
     CheckShare,
@@ -217,6 +219,8 @@ def test_same_files_are_grouped_by_who_shares_them(tmp_path: Path) -> None:
     text = words(page_of(tmp_path, found))
     assert "Reported, not judged: equal code gives equal files." in text
     assert same_files([make_result("ada", same_as={"m.pt": []})]) == []
+    named = [replace(found[0], name="Ada L"), *found[1:]]
+    assert same_files(named)[0].students == [{"ada": "Ada L"}.get(s, s) for s in pair.students]
 
 
 def test_checks_are_sorted_by_how_many_lost_points() -> None:
@@ -263,6 +267,35 @@ def test_figures_show_the_numbers_that_they_are_given() -> None:
     slow = slowest_submissions([Duration("ada", 1, 30, 12)]).axes[0]
     assert [patch.get_width() for patch in slow.patches] == [30, 12]
     assert [text.get_text() for text in slow.texts] == [" 42 s"]
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 40, 300])
+@pytest.mark.parametrize("maximum", [3, 8, 100, 62.5])
+def test_ticks_of_students_and_points_are_whole_numbers(n: int, maximum: float) -> None:
+    figures = [
+        totals_histogram([maximum * (k % 7) / 6 for k in range(n)], maximum),
+        verdicts_by_notebook({"01_data": {"ran": n}, "02_train": {"ran": n // 2}}),
+    ]
+    students = (figures[0].axes[0].yaxis, figures[1].axes[0].xaxis)
+    for axis in (figures[0].axes[0].xaxis, *students):
+        labels = [tick.get_text() for tick in axis.get_ticklabels()]
+        assert labels and all(label.lstrip("\N{MINUS SIGN}").isdigit() for label in labels), labels
+    plt.close("all")
+
+
+def test_titles_are_not_cut() -> None:
+    """Every title of the rubric, as the figure of missed checks writes it, and inside of it."""
+    titles = [f"hidden: {item.title}" for item in load_rubric(None).items]
+    for some in (titles[:12], titles[-12:]):
+        figure = missed_checks([CheckShare(title, 0.2, 0.3) for title in some])
+        figure.canvas.draw()
+        labels = figure.axes[0].get_yticklabels()
+        assert [" ".join(label.get_text().split()) for label in labels] == some
+        for text in (*labels, *figure.legends[0].get_texts(), figure.axes[0].xaxis.label):
+            box = text.get_window_extent()
+            assert box.x0 >= 0 and box.y0 >= 0, text.get_text()
+            assert box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1, text.get_text()
+        plt.close(figure)
 
 
 def test_a_name_is_text_in_a_figure_and_a_number_where_the_font_lacks_it() -> None:

@@ -12,16 +12,25 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 from tiny import write_notebook
 
-from labkit.grading import classroom
+from labkit.grading import classroom, submission
 from labkit.grading.classroom import Event, grade_class, run_worker
 from labkit.grading.grade import scored
 from labkit.grading.publish import mark_copies
-from labkit.grading.results import FAILED, GRADED, Result, StageRecord, read_result, write_result
+from labkit.grading.results import (
+    FAILED,
+    GRADED,
+    REJECTED,
+    Result,
+    StageRecord,
+    read_result,
+    write_result,
+)
 from labkit.grading.session import GradingRuns, Session, locked
 from labkit.grading.submission import Intake, Source, find_submissions, take_in
 
@@ -94,6 +103,68 @@ def test_what_is_graded_is_kept_and_what_changed_is_graded_again(
 
     grade_class(session, sources, on_event=note)
     assert (calls, kept) == (["bea"], ["ada", "cleo"])
+
+
+def test_what_names_say_is_as_fresh_as_the_files(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same files under the names of another download, and somebody with the same name."""
+    place = tmp_path / "canvas"
+    write_notebook(place, "01_data", "1").rename(place / "Ada_LATE_1234_777_01_data.ipynb")
+    calls: list[str] = []
+
+    def work(out: str, folder: str, student: str) -> str:
+        calls.append(student)
+        source = classroom.source_of(Path(folder), student)
+        with TemporaryDirectory() as staging:
+            digest = take_in(source, Path(staging)).sha256
+        result = Result(student, GRADED, "smoke", seed=session.seed, submission_sha256=digest,
+                        handed_in=source.handed_in)  # fmt: skip
+        write_result(session.result_path(student), scored(result, session.rubric))
+        return student
+
+    monkeypatch.setattr(classroom, "run_worker", work)
+    (first,) = grade_class(session, find_submissions(place).sources)
+    assert (first.late, first.notes) == (True, [])
+    (place / "Ada_LATE_1234_777_01_data.ipynb").rename(place / "Ada_1234_888_01_data.ipynb")
+    write_notebook(place / "ada", "01_data", "2")
+    calls.clear()
+    upper, _ = grade_class(session, find_submissions(place).sources)
+    assert calls == ["ada"]
+    assert (upper.handed_in.prefix, upper.late) == ("Ada_1234_888_", False)
+    assert "looks like it" in " ".join(upper.notes)
+    assert read_result(session.result_path("Ada")) == upper
+
+
+def test_reading_again_has_a_time_limit_too(
+    session: Session, sources: list[Source], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(classroom, "run_worker", pretend(session, calls))
+    grade_class(session, sources)
+
+    def endless(*arguments: object) -> None:
+        while True:
+            pass
+
+    monkeypatch.setattr(submission, "take_in", endless)
+    monkeypatch.setattr(submission.take_in_time, "__defaults__", (0.2,))
+    calls.clear()
+    begin = time.monotonic()
+    grade_class(session, sources)
+    assert time.monotonic() - begin < 20
+    assert sorted(calls) == ["ada", "bea", "cleo"], "grading says what is wrong with it"
+
+
+def test_why_a_submission_is_rejected_is_as_fresh_as_the_files(
+    session: Session, tmp_path: Path
+) -> None:
+    old = Result("dora", REJECTED, "smoke", reason="it was damaged", seed=session.seed)
+    write_result(session.result_path("dora"), old)
+    (tmp_path / "empty").mkdir()
+    kept = classroom.earlier_result(session, Source("dora", {"": tmp_path / "empty"}))
+    assert kept is not None and "holds no file" in kept.reason
+    assert read_result(session.result_path("dora")) == kept
 
 
 @pytest.mark.parametrize("change", [{"profile": "full"}, {"seed": 7}], ids=str)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,13 @@ from labkit.cli import main
 from labkit.grading import carry_forward as reference_module
 from labkit.grading import classroom as classroom_module
 from labkit.grading import sandbox
-from labkit.grading.classroom import Event
+from labkit.grading.classroom import Event, grade_class, source_of
 from labkit.grading.commands import describe
 from labkit.grading.grade import scored
 from labkit.grading.results import (
     FAILED,
     GRADED,
     REJECTED,
-    HandedIn,
     Measurement,
     Result,
     StageRecord,
@@ -35,7 +35,7 @@ from labkit.grading.results import (
 )
 from labkit.grading.rubric import RUBRIC
 from labkit.grading.session import Session, locked
-from labkit.grading.submission import Source
+from labkit.grading.submission import Source, take_in
 from labkit.workspace import project_root, read_json, write_json
 
 Command = Callable[..., tuple[int, str]]
@@ -86,14 +86,14 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         assert all(source.path.is_absolute() for source in sources)
         results = []
         for number, source in enumerate(sources, start=1):
-            about = HandedIn(source.platform, source.user, source.prefix, source.late)
             items = session.rubric.items if source.platform else ()
             right = {item.id: Measurement(item.full) for item in items}
             status = REJECTED if source.student.startswith("empty") else GRADED
-            made = Result(
-                source.student, status, session.profile, handed_in=about, measurements=right
-            )
-            result = scored(made, session.rubric)
+            staging = session.out / ".work" / source.student
+            notes = take_in(source, staging).notes
+            shutil.rmtree(staging)
+            made = Result(source.student, status, session.profile, measurements=right, notes=notes)
+            result = scored(replace(made, handed_in=source.handed_in), session.rubric)
             write_result(session.result_path(source.student), result)
             on_event(Event("running", number - 1, len(sources), running={source.student: ("x", 1)}))
             on_event(Event("graded", number, len(sources), result))
@@ -532,6 +532,46 @@ def test_a_late_submission_loses_what_the_rubric_says(walk: Command, tmp_path: P
     assert table(tmp_path / "grades" / "gradebook.csv")["leeann"]["total"] == "90"
 
 
+def test_a_late_hand_in_goes_on_to_the_gradebook(
+    walk: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only who has handed in something else is graded again; that is looked for as it really is."""
+    graded: list[str] = []
+
+    def work(out: str, folder: str, student: str) -> str:
+        session, source = Session.load(Path(out)), source_of(Path(folder), student)
+        intake = take_in(source, Path(out) / ".work" / f"{student}-{len(graded)}")
+        right = {item.id: Measurement(item.full) for item in session.rubric.items}
+        made = Result(student, GRADED, session.profile, measurements=right, seed=session.seed,
+                      submission_sha256=intake.sha256, handed_in=source.handed_in)  # fmt: skip
+        write_result(session.result_path(student), scored(made, session.rubric))
+        graded.append(student)
+        return student
+
+    monkeypatch.setattr(classroom_module, "grade_class", grade_class)
+    monkeypatch.setattr(classroom_module, "run_worker", work)
+    monkeypatch.setattr(classroom_module, "make_home", lambda folder: None)
+    (tmp_path / "roster.csv").write_text(CANVAS)
+    (tmp_path / "strict.toml").write_text("late_penalty = 0.1\n" + RUBRIC.read_text())
+    hand_in(tmp_path, "doejane_12345_77_01_data.ipynb", "leeann_222_78_01_data.ipynb")
+    options = ("--roster", tmp_path / "roster.csv", "--rubric", tmp_path / "strict.toml")
+    assert walk(*options)[0] == 0
+    hand_in(tmp_path, "leeann_LATE_222_91_01_data-1.ipynb", "goneBob_LATE_333_92_01_data.ipynb")
+    graded.clear()
+    status, said = walk("--resume")
+    assert (status, sorted(graded)) == (0, ["goneBob", "leeann"]), said
+    assert "3 of 3 graded" in said
+    points = {name: row["Deploying a model with Triton"]
+              for name, row in table(tmp_path / "grades" / "canvas.csv").items()}  # fmt: skip
+    assert points == {
+        "Points Possible": "100", "Doe, Jane": "100", "Lee, Ann": "90", "Gone, Bob": "90",
+    }  # fmt: skip
+    gradebook = table(tmp_path / "grades" / "gradebook.csv")
+    assert [row["late"] for row in gradebook.values()] == ["", "late", "late"]
+    with zipfile.ZipFile(tmp_path / "grades" / "canvas-feedback.zip") as archive:
+        assert "leeann_LATE_222_91_feedback.zip" in archive.namelist()
+
+
 def test_who_is_exempt_is_so_after_a_regrade(
     walk: Command, labkit: Command, tmp_path: Path
 ) -> None:
@@ -572,6 +612,28 @@ def test_who_was_rejected_is_left_empty_and_said(walk: Command, tmp_path: Path) 
     assert (status, "left empty for the platforms: emptybo" in said) == (1, True)
     canvas = table(tmp_path / "grades" / "canvas.csv")
     assert canvas["emptybo"]["Deploying a model with Triton"] == ""
+
+
+def test_archives_beside_notebooks_are_told_at_the_end(walk: Command, tmp_path: Path) -> None:
+    for student, archive in (("ada", "rest.7z"), ("bea", "rest.tar.gz"), ("cleo", "data.csv.gz")):
+        write_notebook(tmp_path / "class" / student, "01_data", "1")
+        (tmp_path / "class" / student / archive).write_bytes(b"7z")
+    status, said = walk()
+    assert (status, "not opened: archives in 2 submissions (ada, bea): see" in said) == (2, True)
+    assert "rest.7z" in table(tmp_path / "grades" / "gradebook.csv")["ada"]["notes"]
+    assert walk("--resume", "--leave-out")[0] == 0
+
+
+def test_the_terminal_names_people_as_the_roster_does(
+    walk: Command, labkit: Command, tmp_path: Path
+) -> None:
+    hand_in(tmp_path, "doejane_12345_77_01_data.ipynb", "emptylee_222_79_01_data.ipynb")
+    (tmp_path / "roster.csv").write_text(CANVAS)
+    status, said = walk("--roster", tmp_path / "roster.csv")
+    for again in (said, walk("--resume")[1], labkit("regrade", tmp_path / "grades")[1]):
+        assert "Doe, Jane" in again and "doejane" not in again
+        assert "left empty for the platforms: Lee, Ann" in again
+    assert (status, labkit("regrade", tmp_path / "grades")[0]) == (1, 1)
 
 
 def test_nbgraders_folders_are_submissions(walk: Command, tmp_path: Path) -> None:

@@ -188,7 +188,7 @@ def test_names_match_however_the_system_writes_accents(tmp_path: Path) -> None:
     ("content", "said"),
     [
         ("name,email\nAda,a@b\n", "has the columns name, email"),
-        ("student;name\nada;Ada\n", "expected student"),
+        ("student name\nada Ada\n", "expected student"),
         ("", "(none)"),
         ("student\nada\nbob\nada\n", "names ada twice, again in row 4"),
         ("student,name\n,Ada\n", "no student in row 2"),
@@ -254,6 +254,58 @@ def test_canvas_export_is_a_roster_and_points_possible_no_student(tmp_path: Path
     assert found["lovelaceada"]["name"] == "Lovelace, Ada"
     assert rows_of(tmp_path / "canvas.csv")[2:] == [
         ["Lovelace, Ada", "1815", "s-1", "ada@uni.example", "A", "100"]
+    ]
+
+
+SPLIT = CANVAS.replace("Student,", "LastName,FirstName,", 1).replace(
+    "Points Possible,", "Points Possible,,"
+)
+SPLIT = SPLIT.replace('"Lovelace, Ada"', "Lovelace,Ada").replace('"Byron, George"', "Byron,George")
+SPLIT = SPLIT.replace('"Student, Test"', "Student,Test")
+SEMICOLONS = "\n".join(";".join(row) for row in csv.reader(io.StringIO(CANVAS)))
+
+
+@pytest.mark.parametrize("export", [SPLIT, SEMICOLONS])
+def test_canvas_export_is_read_in_all_its_forms(tmp_path: Path, export: str) -> None:
+    people = read_roster(roster(tmp_path, export))
+    assert people.platform == "canvas"
+    assert [(p.user, p.id, p.section) for p in people.people] == [
+        ("1815", "s-1", "A"), ("1788", "s-2", "B"),
+    ]  # fmt: skip
+    assert people.of(make_result("lovelaceada")) == people.people[0]
+
+
+@pytest.mark.parametrize(
+    ("more", "assignment", "exempt"),
+    [
+        ("", "", True),
+        ("", "Another", True),
+        ("Lab 4 (4712)", "", False),
+        ("Lab 4 (4712)", "lab 3", True),
+        ("Lab 4 (4712)", "Lab 4", False),
+    ],
+)
+def test_who_is_excused_on_canvas_is_exempt(
+    tmp_path: Path, more: str, assignment: str, exempt: bool
+) -> None:
+    export = CANVAS.replace("Current Score", more or "Current Score")
+    export = export.replace("ada@uni.example,A,,", "ada@uni.example,A,EX,1")
+    people = read_roster(
+        roster(tmp_path, export.replace("example,B,,", "example,B,1,")), assignment
+    )
+    assert [person.exempt for person in people.people] == [exempt, False]
+
+
+def test_moodles_worksheet_without_names_is_a_roster(tmp_path: Path) -> None:
+    path = roster(
+        tmp_path,
+        "Identifier,Status,Grade,Maximum Grade,Last modified (grade),Exempt\n"
+        "Participant 31415,1 day late,-,100,-,\nParticipant 92653,Submitted,-,100,-,x\n",
+    )
+    people = read_roster(path).people
+    assert [(p.user, p.shown, p.late, p.exempt) for p in people] == [
+        ("31415", "Participant 31415", True, False),
+        ("92653", "Participant 92653", False, True),
     ]
 
 

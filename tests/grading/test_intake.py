@@ -696,6 +696,8 @@ BROKEN = {
     "another version": b'{"nbformat": 9}',
     "cells of another type": b'{"nbformat": 4, "cells": [1]}',
     "old and damaged": b'{"nbformat": 3, "worksheets": 1}',
+    "old, with an endless level": b'{"nbformat": 3, "worksheets": [{"cells": '
+    b'[{"cell_type": "heading", "level": 1e999, "source": "x"}]}]}',
 }
 
 
@@ -758,7 +760,7 @@ def test_canvas_loose_files_are_grouped_by_person(tmp_path: Path) -> None:
     assert told == [
         ("khan", "444", "khan_444_555_", False),
         ("leeann", "222", "leeann_LATE_222_333_", True),
-        ("smithjane", "12345", "smithjane_12345_67890_", False),
+        ("smithjane", "12345", "smithjane_12345_67892_", False),
     ]
     assert found.notebooks == ["notes.ipynb"]
     assert len(found.left_out) == 2
@@ -778,7 +780,7 @@ def test_canvas_files_without_names_are_grouped_by_person(tmp_path: Path) -> Non
     sources = find_submissions(write_folder(tmp_path / "class", files)).sources
     assert [(s.student, s.user, s.prefix, s.late, sorted(s.paths)) for s in sources] == [
         ("anon_9kQzP", "", "LATE_anon_9kQzP_67892_", True, ["01_data.ipynb"]),
-        ("anon_aB3xY", "", "anon_aB3xY_67890_", False, ["01_data.ipynb", "02_train.ipynb"]),
+        ("anon_aB3xY", "", "anon_aB3xY_67891_", False, ["01_data.ipynb", "02_train.ipynb"]),
     ]
 
 

@@ -11,6 +11,7 @@ from factory import make_result
 from labkit.grading.publish import mark_copies, publish
 from labkit.grading.results import FAILED, GRADED, REJECTED, Result, StageRecord, read_result
 from labkit.grading.session import GradingRuns, Session, locked
+from labkit.workspace import write_json
 
 
 def with_files(student: str, *stages: dict[str, str]) -> Result:
@@ -55,6 +56,20 @@ def test_two_equal_files_of_one_student_are_no_copy() -> None:
 def test_what_is_equal_by_construction_is_not_reported(name: str) -> None:
     files = {name: "aa"}
     assert same_as(with_files("ada", files), with_files("bea", files)) == {"ada": {}, "bea": {}}
+
+
+def test_files_that_are_the_reference_runs_own_are_not_reported(tmp_path: Path) -> None:
+    files = [{"model.onnx": "reference", "checkpoint.pt": "aa"}]
+    found = mark_copies([with_files("ada", *files), with_files("bea", *files)], {"reference"})
+    assert [result.same_as for result in found] == [
+        {"checkpoint.pt": ["bea"]}, {"checkpoint.pt": ["ada"]},
+    ]  # fmt: skip
+    run = tmp_path / "run"
+    write_json(run / "manifest.json", {"model.onnx": {"sha256": "reference"}})
+    session = Session.begin(Session(tmp_path / "grades", "smoke", run), None, False)
+    publish(session, found)
+    assert "model.onnx" not in (session.out / "class.html").read_text()
+    assert read_result(session.result_path("ada")).same_as == {"checkpoint.pt": ["bea"]}
 
 
 def test_marks_of_an_earlier_time_do_not_stay() -> None:
@@ -128,6 +143,20 @@ def test_the_roster_names_who_is_who(session: Session, tmp_path: Path) -> None:
     roster.unlink()
     publish(session, [make_result("ada")])
     assert (session.out / "gradebook.csv").read_text() == gradebook, "it is kept for a regrade"
+
+
+def test_late_is_cleared_with_an_extension(session: Session, tmp_path: Path) -> None:
+    session.__dict__["rubric"] = replace(session.rubric, late_penalty=0.5)
+    roster = tmp_path / "roster.csv"
+    given = []
+    result = make_result("Jane Doe")
+    for status in ("Submitted", "Submitted, 2 hours late", "Submitted, extension granted"):
+        roster.write_text(f'Identifier,Full name,Status\nParticipant 1,Jane Doe,"{status}"\n')
+        publish(session, [result], roster)
+        result = read_result(session.result_path("Jane Doe"))
+        given.append(result)
+    assert [result.late for result in given] == [False, True, False]
+    assert given[1].points == pytest.approx(given[2].points / 2, abs=0.01)
 
 
 def test_no_results_make_empty_pages(session: Session) -> None:

@@ -177,6 +177,17 @@ def test_the_memory_cap_of_the_machine_gives_way_to_the_rubrics_own(tmp_path: Pa
     assert Session.begin(other, own, False).rubric.limits_for("smoke").memory_mib == 777
 
 
+def test_a_folder_that_was_there_is_private_before_the_first_result(tmp_path: Path) -> None:
+    out = tmp_path / "grades"
+    out.mkdir(mode=0o755)
+    session = begun(tmp_path)
+    assert (session.out, out.stat().st_mode & 0o777) == (out, 0o700)
+    out.chmod(0o750)  # for a colleague
+    write_result(session.result_path("ada"), Result("ada", GRADED, "smoke"))
+    with locked(out):
+        assert out.stat().st_mode & 0o777 == 0o750
+
+
 def test_only_one_grader_at_a_time(tmp_path: Path) -> None:
     second = locked(tmp_path)
     with locked(tmp_path), pytest.raises(GradingRuns, match="another process"):
