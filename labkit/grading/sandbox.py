@@ -31,7 +31,7 @@ from labkit.errors import LabError
 from labkit.grading.inside import confined
 from labkit.grading.limits import MIB, Limits, Scope
 from labkit.grading.results import OK
-from labkit.grading.watch import POLL_S, Outcome, Watch, descendants
+from labkit.grading.watch import POLL_S, Outcome, Watch, descendants, starved
 
 BUBBLEWRAP, NONE = "bubblewrap", "none"
 LAB, TMP, HOME, ENTRY = "/lab", "/tmp", "/home/student", "/entry.py"  # as seen from inside
@@ -406,6 +406,15 @@ class Program(Confined):
         watch = self.watch
         wall_s, cpu_s = watch.seconds + wall_s, watch.cpu_s + cpu_s
         watch.limits = replace(watch.limits, wall_s=wall_s, cpu_s=cpu_s)
+
+    @property
+    def used(self) -> tuple[float, float]:
+        """Seconds, and CPU seconds, so far."""
+        return self.watch.seconds, self.watch.cpu_s
+
+    def starved_since(self, used: tuple[float, float]) -> bool:
+        """Say whether it got too little CPU time, see `watch.starved`, since it had used this."""
+        return starved(self.watch.cpu_s - used[1], self.watch.seconds - used[0])
 
     def pause(self) -> None:
         """Let a moment pass, with an eye on its limits."""

@@ -27,6 +27,7 @@ SCAN_EVERY_S = 0.5  # a walk through all files costs more than a look at the pro
 RESERVE_MIB = 512  # of the machine's memory and disk, never given to a submission
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 PROC = Path("/proc")
+SLEPT, HAD_A_CORE = 0.05, 0.8  # CPU time over wall-clock time
 MOST_FILES = 5_000  # open files of a process that are looked at
 PEER_LASTS_S = 5.0  # a watch on a machine that is short of memory is slow too
 PEERS = Path(tempfile.gettempdir()) / f"labkit-watch-{os.getuid()}"  # what is used meanwhile
@@ -68,6 +69,19 @@ class Outcome:
     seconds: float
     cpu_s: float
     peak_memory_mib: float
+
+
+def starved(cpu_s: float, seconds: float) -> bool:
+    """Say whether a program wanted to compute all the time, and did not get a core of its own.
+
+    One that slept used next to no CPU time, and one that had its core used nearly all of it:
+    neither would be faster on another day.
+
+    Args:
+        cpu_s: CPU time that it used, with all that it started.
+        seconds: Wall-clock time meanwhile.
+    """
+    return SLEPT <= cpu_s / max(seconds, POLL_S) < HAD_A_CORE
 
 
 class Watch:

@@ -229,6 +229,13 @@ except RuntimeError as error:
     assert int(refused.said.split()[0]) <= limits.tasks
 
 
+@pytest.mark.parametrize(
+    ("cpu_s", "expected"), [(0.1, False), (0.6, True), (7.0, True), (9.8, False), (19.0, False)]
+)
+def test_who_slept_or_had_a_core_was_not_starved(cpu_s: float, expected: bool) -> None:
+    assert watch.starved(cpu_s, 10.0) is expected
+
+
 def test_shared_memory_is_small(isolation: Isolation, tmp_path: Path) -> None:
     program = "print(__import__('os').statvfs('/dev/shm').f_blocks * 4096 // 2**20)"
     assert int(run(isolation, tmp_path, program).said) <= 512
