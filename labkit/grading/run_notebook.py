@@ -24,7 +24,7 @@ from labkit.grading.results import (
     STOPPED,
     TIMEOUT,
 )
-from labkit.grading.sandbox import Isolation, Program, Stopped
+from labkit.grading.sandbox import SHOWN_BYTES, Isolation, Program, Stopped
 from labkit.grading.untrusted import MAX_CLASS, short_line
 from labkit.grading.watch import Outcome
 from labkit.grading.workdir import Workdir, open_workdir
@@ -206,7 +206,7 @@ def _run_cells(
                 reports[number] = {"ended": "late", "outputs": []}
                 continue
             program.tell(do="cell", cell=number, limit_s=limits[0], limit_cpu_s=limits[1])
-            said = program.hear()
+            said = program.hear(most_bytes=SHOWN_BYTES)
             if said.get("cell") == number:
                 reports[number] = said
             elif not reports:

@@ -17,9 +17,9 @@ import psutil
 import pytest
 
 from labkit.grading import sandbox, watch
-from labkit.grading.limits import Limits
+from labkit.grading.limits import MIB, Limits
 from labkit.grading.results import CPU, DISK, OK, OOM, OUTPUT, PROCESSES, SHORTAGE, TIMEOUT
-from labkit.grading.sandbox import Confined, Isolation
+from labkit.grading.sandbox import ANSWER_BYTES, NONE, Confined, Isolation, Program, Stopped
 from labkit.grading.watch import POLL_S, Outcome
 from labkit.grading.workdir import open_workdir
 
@@ -256,6 +256,31 @@ except RuntimeError as error:
 )
 def test_who_slept_or_had_a_core_was_not_starved(cpu_s: float, expected: bool) -> None:
     assert watch.starved(cpu_s, 10.0) is expected
+
+
+@pytest.mark.parametrize(
+    ("line", "most_bytes", "why"),
+    [
+        ("""'{"a": [' + '[],' * 600_000 + '1]}'""", 64 * MIB, "more parts than are read"),
+        ("""'{"a": [' + '{},' * 600_000 + '1]}'""", 64 * MIB, "more parts than are read"),
+        ("""'{"a": [' + '1,' * 4_100_000 + '1]}'""", 64 * MIB, "more parts than are read"),
+        ("""'{"a": "' + 'x' * 10 * 2**20 + '"}'""", ANSWER_BYTES, "said too much"),
+    ],
+    ids=["lists", "objects", "entries", "bytes"],
+)
+def test_an_answer_that_would_fill_the_graders_memory_is_not_read(
+    tmp_path: Path, line: str, most_bytes: int, why: str
+) -> None:
+    source = tmp_path / "says.py"
+    source.write_text(f"print({line}, flush=True)")
+    open_ = Isolation(NONE)
+    with open_workdir(tmp_path / "work", open_) as workdir:
+        sandbox_ = workdir.sandbox("smoke", data=False)
+        with (
+            Program(source, open_, sandbox_, WIDE, workdir.writable, workdir.log) as program,
+            pytest.raises(Stopped, match=why),
+        ):
+            program.hear(30, most_bytes)
 
 
 def test_shared_memory_is_small(isolation: Isolation, tmp_path: Path) -> None:
