@@ -24,6 +24,7 @@ from typing import Any
 from labkit.chain import end_with_parent
 from labkit.errors import LabError
 from labkit.grading.grade import HOME, WORK, Submission, reference_notebooks, scored
+from labkit.grading.limits import enter_grader
 from labkit.grading.measure.images import GradingImages
 from labkit.grading.results import FAILED, REJECTED, Result, ResultError, read_result, write_result
 from labkit.grading.session import Session, locked, own_cores
@@ -144,6 +145,7 @@ def grade_class(
         DaskUnavailable: a scheduler is asked for and cannot be used.
     """
     with locked(session.out):
+        enter_grader()
         _clean(session.out)  # what a grading that was killed has left
         with readable():
             make_home(session.out / HOME)
@@ -210,6 +212,7 @@ def run_worker(out: str, folder: str, student: str) -> str:
     Returns:
         The student's name: results travel as files.
     """
+    enter_grader()  # a Dask worker has been started by somebody else
     session = Session.load(Path(out))
     log = session.out / "logs" / f"{safe_name(student)}.log"
     log.parent.mkdir(parents=True, exist_ok=True)

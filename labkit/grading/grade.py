@@ -14,7 +14,7 @@ from labkit.chain import STAGES
 from labkit.environment import environment_facts
 from labkit.grading.carry_forward import CarryForward, StageInputs, StageOutputs
 from labkit.grading.exercises import EXERCISES, keep_answers, measure_exercises
-from labkit.grading.measure import Case, StageMeasurements, measure_stage
+from labkit.grading.measure import Case, StageMeasurements, measure_patiently
 from labkit.grading.measure.images import GradingImages, ImageFiles
 from labkit.grading.measure.model_sandbox import ModelSandbox
 from labkit.grading.notebook import NotebookNode, prepare, read_notebook
@@ -23,7 +23,6 @@ from labkit.grading.results import (
     GRADER_ERROR,
     OOM,
     REJECTED,
-    TIMEOUT,
     Measurement,
     Result,
     StageRecord,
@@ -34,7 +33,7 @@ from labkit.grading.session import Session, Turns
 from labkit.grading.submission import Intake, Source, safe_name, take_in_time
 from labkit.workspace import project_root
 
-AGAIN = frozenset({TIMEOUT, OOM, GRADER_ERROR})  # verdicts that a busy machine may give
+AGAIN = frozenset({OOM, GRADER_ERROR})  # verdicts that a busy machine may give
 EXERCISE_ANSWERS, WORK, HOME = "exercises", ".work", ".home"
 MODEL_STAGES = frozenset(STAGES) - {"01_data", "08_report"}  # measured by running files
 
@@ -150,7 +149,12 @@ class Submission:
         if outputs is None:
             measured = StageMeasurements({}, False, record.reason)
         else:
-            measured = measure_stage(stage, case.of(inputs, outputs))
+            turns = Turns(self.session.out)
+            measured, trouble = measure_patiently(
+                stage, case.of(inputs, outputs), lambda: turns.take(alone=True)
+            )
+            if trouble:
+                record = replace(record, verdict=GRADER_ERROR, reason=trouble)
         self._seconds["notebooks"] += ran - begin
         self._seconds["measure"] += time.monotonic() - ran
         self.measurements |= measured.measurements
@@ -187,10 +191,13 @@ class Submission:
         ran = self._run_job(job, sandbox)
         self._answers |= ran.answers
         outcome, outputs = ran.outcome, ran.outputs
+        verdict, reason = ran.verdict, ran.reason
+        if trouble := ran.no_server or sandbox.trouble:
+            verdict, reason = GRADER_ERROR, f"its exercises could not be asked: {trouble}"
         return replace(
             record,
-            verdict=ran.verdict,
-            reason=ran.reason,
+            verdict=verdict,
+            reason=reason,
             seconds=round(outcome.seconds, 2),
             cpu_s=round(outcome.cpu_s, 2),
             peak_memory_mib=round(outcome.peak_memory_mib, 1),
@@ -201,12 +208,15 @@ class Submission:
     def _run_job(self, job: Job, sandbox: ModelSandbox) -> Ran:
         """Run a notebook; where that ended as a busy machine may end it, once more and alone."""
         turns = Turns(self.session.out)
+        sandbox.forget_trouble()
         with turns.take():
             ran = run_notebook(job, self.session.confinement, sandbox.look_into)
-        if ran.verdict in AGAIN:
+        late = ran.starved or sandbox.starved
+        if ran.verdict in AGAIN or late or ran.no_server or sandbox.trouble:
             self._on_stage(f"{job.stage}, again and alone")
             with turns.take(alone=True):
                 shutil.rmtree(job.keep, ignore_errors=True)
+                sandbox.forget_trouble()
                 ran = run_notebook(job, self.session.confinement, sandbox.look_into)
         return ran
 

@@ -101,6 +101,7 @@ def memory_for(workers: int) -> int:
 
 ROOT: Final = Path("/sys/fs/cgroup")
 CONTROLLERS: Final = ("memory", "pids", "cpu")
+GRADER: Final = "grader"  # the cgroup of the grader's own processes, beside the scopes
 WEIGHT: Final = 50  # of the processor, against 100 of everything else
 MARGIN: Final = 1.1  # above the watch's own limits: it notices first, and gives the verdict
 
@@ -146,24 +147,49 @@ class Scope:
             self.path = None
 
 
+def enter_grader(root: Path = ROOT, own: str | None = None) -> None:
+    """Make room for scopes: move this process into a cgroup of its own below the delegated one.
+
+    To be called once, before it starts workers: they begin where it is. The kernel allows no scope
+    beside a process. Nothing happens where nothing is delegated, or where others share the cgroup.
+
+    Args:
+        root: Where cgroup v2 is mounted.
+        own: Of this process, as /proc/self/cgroup says it; asked when None.
+    """
+    here = _cgroup(root, own)
+    if here is None or here.name == GRADER:
+        return
+    try:
+        (here / GRADER).mkdir(exist_ok=True)
+        (here / GRADER / "cgroup.procs").write_text("0")
+        wanted = " ".join(f"+{name}" for name in CONTROLLERS)
+        (here / "cgroup.subtree_control").write_text(wanted)
+    except OSError:
+        with contextlib.suppress(OSError):
+            (here / "cgroup.procs").write_text("0")
+            (here / GRADER).rmdir()
+
+
 def _delegated(root: Path, own: str | None) -> Path | None:
-    """Return a cgroup below which scopes with all controllers can be made; None without one."""
+    """Return the cgroup in which scopes with all controllers can be made; None without one."""
+    here = _cgroup(root, own)
+    if here is None or here.name != GRADER:
+        return None
+    try:
+        enabled = (here.parent / "cgroup.subtree_control").read_text().replace("+", "").split()
+    except OSError:
+        return None
+    return here.parent if set(CONTROLLERS) <= set(enabled) else None
+
+
+def _cgroup(root: Path, own: str | None) -> Path | None:
+    """Return the cgroup of this process; None where it is not its own to divide."""
     try:
         text = Path("/proc/self/cgroup").read_text() if own is None else own
         inside = next(line[3:] for line in text.splitlines() if line.startswith("0::"))
         here = root / inside.strip("/")
         known = (here / "cgroup.controllers").read_text().split()
-        if not set(CONTROLLERS) <= set(known) or not os.access(here, os.W_OK):
-            return None
-        enabled = (here / "cgroup.subtree_control").read_text().split()
-        if not set(CONTROLLERS) <= set(enabled):
-            wanted = " ".join(f"+{name}" for name in CONTROLLERS)
-            try:
-                (here / "cgroup.subtree_control").write_text(wanted)
-            except OSError:  # no process may stay in a group whose children have controllers
-                (here / "grader").mkdir(exist_ok=True)
-                (here / "grader" / "cgroup.procs").write_text("0")  # this one, and nobody else's
-                (here / "cgroup.subtree_control").write_text(wanted)
-        return here
+        return here if set(CONTROLLERS) <= set(known) and os.access(here, os.W_OK) else None
     except (OSError, StopIteration):
         return None

@@ -10,7 +10,7 @@ from labkit.chain import STAGES
 from labkit.grading.carry_forward import CarryForward, kept
 from labkit.grading.exercises import measure_exercises, read_answers
 from labkit.grading.grade import EXERCISE_ANSWERS, WORK, measure_sha256, scored
-from labkit.grading.measure import Case, measure_stage
+from labkit.grading.measure import Case, measure_patiently
 from labkit.grading.measure.images import GradingImages, ImageFiles
 from labkit.grading.measure.model_sandbox import ModelSandbox
 from labkit.grading.results import GRADED, Measurement, Result, write_result
@@ -91,7 +91,10 @@ def _measured_again(session: Session, result: Result, images: GradingImages) -> 
             record, outputs = records.get(stage), kept(stage, keep / stage)
             if record is not None and (keep / stage).is_dir():
                 case.of(carry_forward.inputs(stage), outputs)
-                measurements |= measure_stage(stage, case).measurements
+                measured, trouble = measure_patiently(stage, case)
+                if trouble:
+                    return result  # as it was: the next regrade tries again
+                measurements |= measured.measurements
             accepted = record is not None and record.accepted and not outputs.missing
             carry_forward.advance(stage, outputs if accepted else None)
             case.use_splits(carry_forward.artifacts["splits.json"])

@@ -24,7 +24,7 @@ from labkit.grading.results import (
     STOPPED,
     TIMEOUT,
 )
-from labkit.grading.sandbox import Isolation, Program, Stopped
+from labkit.grading.sandbox import SHOWN_BYTES, Isolation, Program, Stopped
 from labkit.grading.untrusted import MAX_CLASS, short_line
 from labkit.grading.watch import Outcome
 from labkit.grading.workdir import Workdir, open_workdir
@@ -96,6 +96,7 @@ class Ran:
         reason: One sentence; empty when `ok`.
         outputs: What it left.
         answers: Exercise → answers to the hidden inputs, see `ask_exercises`.
+        starved: Whether it did not get the CPU time that it could have used, where it was late.
     """
 
     outcome: Outcome
@@ -103,6 +104,12 @@ class Ran:
     reason: str = ""
     outputs: StageOutputs = field(default_factory=StageOutputs)
     answers: dict[str, Any] = field(default_factory=dict)
+    starved: bool = False
+
+    @property
+    def no_server(self) -> str:
+        """Why the grader's own server did not start for its exercises; empty where it did."""
+        return next((str(a["failure"]) for a in self.answers.values() if "failure" in a), "")
 
 
 def run_notebook(
@@ -127,14 +134,20 @@ def run_notebook(
             source, isolation, sandbox, job.limits, workdir.writable, workdir.log
         ) as program:
             try:
-                reports = _run_cells(program, job, workdir, [cell.source for cell in cells])
+                sources = [cell.source for cell in cells]
+                reports, starved = _run_cells(program, job, workdir, sources)
             except NotStarted as error:
                 return Ran(program.outcome, GRADER_ERROR, str(error))
-            ran = Ran(program.outcome, outputs=take_out(job.stage, workdir.run, job.keep))
+            ran = Ran(
+                program.outcome,
+                outputs=take_out(job.stage, workdir.run, job.keep),
+                starved=starved,
+            )
             if program.breach is None and job.exercises:
                 ran.answers = ask_exercises(
                     program, job.stage, job.seed, job.exercises, job.limits, look_into
                 )
+                ran.starved |= any(answer.get("starved") for answer in ran.answers.values())
         _keep_log(workdir.log, job.keep / LOG, job.limits.output_mib)
     _keep_notebook(job, cells, reports)
     ran.verdict, ran.reason = _verdict(ran.outcome, cells, reports)
@@ -164,11 +177,19 @@ def _with_parameters(job: Job) -> list[NotebookNode]:
     return cells
 
 
-def _run_cells(program: Program, job: Job, workdir: Workdir, sources: list[str]) -> dict[int, Any]:
-    """Have the cells run; return number → what the program in the sandbox saw of each."""
+def _run_cells(
+    program: Program, job: Job, workdir: Workdir, sources: list[str]
+) -> tuple[dict[int, Any], bool]:
+    """Have the cells run.
+
+    Returns:
+        Number → what the program in the sandbox saw of each cell; and whether one was late for want
+        of CPU time, see `watch.starved`.
+    """
     injected = f"profile = {job.profile!r}\nworkspace = {workdir.seen(workdir.run)!r}"
     reports: dict[int, Any] = {}
-    ready = False
+    ready = starved = False
+    begin = program.used
     try:
         program.hear(START_S)
         ready = True
@@ -179,22 +200,27 @@ def _run_cells(program: Program, job: Job, workdir: Workdir, sources: list[str])
             output_bytes=2 * job.limits.output_mib * MIB,
         )
         for number in range(len(sources)):
-            limits = job.limits.of_cell(program.watch.seconds, program.watch.cpu_s)
+            begin = program.used
+            limits = job.limits.of_cell(*begin)
             if limits is None:
                 reports[number] = {"ended": "late", "outputs": []}
                 continue
             program.tell(do="cell", cell=number, limit_s=limits[0], limit_cpu_s=limits[1])
-            said = program.hear()
+            said = program.hear(most_bytes=SHOWN_BYTES)
             if said.get("cell") == number:
                 reports[number] = said
             elif not reports:
                 raise NotStarted(str(said.get("failure"))[:300])
+            if said.get("ended") == "late" and program.used[0] - begin[0] >= limits[0]:
+                starved |= program.starved_since(begin)
             if said.get("stop"):
                 break
     except Stopped as error:
         if not ready:
             raise NotStarted(f"what runs notebooks did not start: {error}") from error
-    return reports
+        if program.outcome.verdict == TIMEOUT:
+            starved |= program.starved_since(begin)
+    return reports, starved
 
 
 def _findings(cells: Sequence[NotebookNode], reports: Mapping[int, Any]) -> list[CellFinding]:

@@ -31,7 +31,7 @@ from labkit.errors import LabError
 from labkit.grading.inside import confined
 from labkit.grading.limits import MIB, Limits, Scope
 from labkit.grading.results import OK
-from labkit.grading.watch import POLL_S, Outcome, Watch, descendants
+from labkit.grading.watch import POLL_S, Outcome, Watch, descendants, starved
 
 BUBBLEWRAP, NONE = "bubblewrap", "none"
 LAB, TMP, HOME, ENTRY = "/lab", "/tmp", "/home/student", "/entry.py"  # as seen from inside
@@ -314,7 +314,10 @@ class Stopped(LabError):
 
 # The program's text is sent to it: what runs inside finds no file of it, and no request in one.
 BOOT = "import sys;exec(compile(eval(sys.stdin.readline()),'<labkit>','exec'))"
-ANSWER_BYTES = 64 * MIB  # of one line
+ANSWER_BYTES = 8 * MIB  # of one line; a file that an exercise writes is 4 MiB at most
+SHOWN_BYTES = 64 * MIB  # of one line about a cell, with all that it shows
+# Of one line; each list, object or entry takes a hundred bytes of the grader's memory and more.
+MOST_LISTS, MOST_ENTRIES = 500_000, 4_000_000
 
 
 class Program(Confined):
@@ -372,11 +375,16 @@ class Program(Confined):
             self.breach = breach
             raise Stopped(f"it {breach[1]}")
 
-    def hear(self, limit_s: float = math.inf) -> dict[str, Any]:
+    def hear(self, limit_s: float = math.inf, most_bytes: int = ANSWER_BYTES) -> dict[str, Any]:
         """Wait for one line of JSON, with an eye on its limits.
 
+        Args:
+            limit_s: Longest time to wait.
+            most_bytes: Longest line.
+
         Raises:
-            Stopped: it ended, exceeded a limit (then `outcome` says which), or took too long.
+            Stopped: it ended, exceeded a limit (then `outcome` says which), took too long, or said
+                more than the grader can read.
         """
         stream = self.process.stdout
         assert stream is not None
@@ -387,12 +395,15 @@ class Program(Confined):
                 next_look = time.monotonic() + POLL_S
             if select.select([stream], [], [], POLL_S)[0]:
                 part = os.read(stream.fileno(), 1 << 20)
-                if not part or len(self._buffer) > ANSWER_BYTES:
+                if not part or len(self._buffer) > most_bytes:
                     raise Stopped("it ended, or said too much")
                 self._buffer += part
             if time.monotonic() > deadline:
                 raise Stopped(f"no answer after {limit_s:g} s")
         line, self._buffer = self._buffer.split(b"\n", 1)
+        lists = line.count(b"[") + line.count(b"{")
+        if lists > MOST_LISTS or line.count(b",") > MOST_ENTRIES:
+            raise Stopped("its answer has more parts than are read")
         try:
             answer = json.loads(line)
         except (ValueError, RecursionError):
@@ -406,6 +417,15 @@ class Program(Confined):
         watch = self.watch
         wall_s, cpu_s = watch.seconds + wall_s, watch.cpu_s + cpu_s
         watch.limits = replace(watch.limits, wall_s=wall_s, cpu_s=cpu_s)
+
+    @property
+    def used(self) -> tuple[float, float]:
+        """Seconds, and CPU seconds, so far."""
+        return self.watch.seconds, self.watch.cpu_s
+
+    def starved_since(self, used: tuple[float, float]) -> bool:
+        """Say whether it got too little CPU time, see `watch.starved`, since it had used this."""
+        return starved(self.watch.cpu_s - used[1], self.watch.seconds - used[0])
 
     def pause(self) -> None:
         """Let a moment pass, with an eye on its limits."""

@@ -27,6 +27,8 @@ SCAN_EVERY_S = 0.5  # a walk through all files costs more than a look at the pro
 RESERVE_MIB = 512  # of the machine's memory and disk, never given to a submission
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 PROC = Path("/proc")
+OF_MEMORY = ("/dev/shm/", "/dev/zero", "/memfd:", "/SYSV")  # counted otherwise
+SLEPT, HAD_A_CORE = 0.05, 0.8  # CPU time over wall-clock time
 MOST_FILES = 5_000  # open files of a process that are looked at
 PEER_LASTS_S = 5.0  # a watch on a machine that is short of memory is slow too
 PEERS = Path(tempfile.gettempdir()) / f"labkit-watch-{os.getuid()}"  # what is used meanwhile
@@ -68,6 +70,19 @@ class Outcome:
     seconds: float
     cpu_s: float
     peak_memory_mib: float
+
+
+def starved(cpu_s: float, seconds: float) -> bool:
+    """Say whether a program wanted to compute all the time, and did not get a core of its own.
+
+    One that slept used next to no CPU time, and one that had its core used nearly all of it:
+    neither would be faster on another day.
+
+    Args:
+        cpu_s: CPU time that it used, with all that it started.
+        seconds: Wall-clock time meanwhile.
+    """
+    return SLEPT <= cpu_s / max(seconds, POLL_S) < HAD_A_CORE
 
 
 class Watch:
@@ -213,11 +228,13 @@ def unowned(pid: int, most: int) -> tuple[float, float]:
     """Return MiB of memory and of disk that a group holds and that belongs to no process or name.
 
     Files of memory (memfd, /dev/shm) count as memory, whether or not they are mapped; files that
-    are open and have no name any more count as disk. What is in flight between two sockets, and
+    are open or mapped and have no name any more count as disk, mapped ones with what of them is
+    mapped. What is in flight between two sockets, and
     belongs to nobody at that moment, is not seen.
     """
     memory, disk = 0, 0
     seen: set[tuple[int, int]] = set()
+    mapped: dict[int, int] = {}
     shm, own = 0, Path("/dev/shm").stat().st_dev if Path("/dev/shm").is_dir() else -1
     for number, member in enumerate(descendants(pid)):
         if number > most:
@@ -227,6 +244,7 @@ def unowned(pid: int, most: int) -> tuple[float, float]:
             if place.stat().st_dev != own:  # one of the sandbox, and not this machine's
                 used = os.statvfs(place)
                 shm = max(shm, (used.f_blocks - used.f_bfree) * used.f_frsize)
+        mapped |= nameless_mappings(member)
         try:
             entries = list(islice(os.scandir(PROC / str(member) / "fd"), MOST_FILES))
         except OSError:  # it has ended, or hides from us
@@ -241,7 +259,24 @@ def unowned(pid: int, most: int) -> tuple[float, float]:
                     memory += about.st_blocks * 512
                 elif about.st_nlink == 0 and not name.startswith("/dev/shm/"):
                     disk += about.st_blocks * 512
+    opened = {inode for _, inode in seen}
+    disk += sum(size for inode, size in mapped.items() if inode not in opened)
     return (memory + shm) / MIB, disk / MIB
+
+
+def nameless_mappings(pid: int) -> dict[int, int]:
+    """Return inode → bytes of the files that a process maps and that have no name any more."""
+    found: dict[int, int] = {}
+    with suppress(OSError):  # it has ended, or hides from us
+        for line in (PROC / str(pid) / "maps").read_text(errors="replace").splitlines():
+            if not line.endswith(" (deleted)"):
+                continue
+            addresses, _, offset, _, inode, path = line.split(maxsplit=5)
+            if not path.startswith(OF_MEMORY):
+                first, last = (int(address, 16) for address in addresses.split("-"))
+                size = int(offset, 16) + last - first
+                found[int(inode)] = max(size, found.get(int(inode), 0))
+    return found
 
 
 def _proportional_kib(pid: int, status: str) -> int:

@@ -17,9 +17,9 @@ import psutil
 import pytest
 
 from labkit.grading import sandbox, watch
-from labkit.grading.limits import Limits
+from labkit.grading.limits import MIB, Limits
 from labkit.grading.results import CPU, DISK, OK, OOM, OUTPUT, PROCESSES, SHORTAGE, TIMEOUT
-from labkit.grading.sandbox import Confined, Isolation
+from labkit.grading.sandbox import ANSWER_BYTES, NONE, Confined, Isolation, Program, Stopped
 from labkit.grading.watch import POLL_S, Outcome
 from labkit.grading.workdir import open_workdir
 
@@ -76,11 +76,32 @@ time.sleep(6)
 """
 PRINTS = "import time\nfor _ in range(8):\n    print('x' * 2**20, flush=True)\ntime.sleep(4)"
 PRINTS_ASIDE = PRINTS.replace("flush=True", "flush=True, file=__import__('sys').stderr")
-MEMFD = """
+MAPPED = """
+import mmap, os, time
+held = os.open("/tmp/held", os.O_RDWR | os.O_CREAT)
+os.write(held, b"x" * 60 * 2**20)
+kept = mmap.mmap(held, 0)
+os.unlink("/tmp/held")
+os.close(held)
+for number in os.listdir("/proc/self/fd"):
+    try:
+        if int(number) > 2: os.close(int(number))
+    except OSError:
+        pass
+time.sleep(8)
+"""
+FAR_AWAY = """
 import os, time
-held = os.memfd_create("held")
-for _ in range(60):
-    os.write(held, b"x" * 2**23)
+held = os.open("/tmp/held", os.O_RDWR | os.O_CREAT)
+os.unlink("/tmp/held")
+try:
+    while (last := os.dup(2)) < 5_100:
+        pass
+except OSError as error:
+    print(error)
+os.dup2(held, last)
+os.close(held)
+os.write(last, b"x" * 60 * 2**20)
 time.sleep(8)
 """
 IN_SHM = """
@@ -168,9 +189,10 @@ def runs(process: psutil.Process) -> bool:
         pytest.param(OOM, GROWS, {"memory_mib": 200}, id="memory"),
         pytest.param(OOM, CHILDREN_GROW, {"memory_mib": 200}, id="memory of children"),
         pytest.param(PROCESSES, FORKS, {"processes": 20}, id="processes"),
-        pytest.param(OOM, MEMFD, {"memory_mib": 200}, id="memory of no process"),
         pytest.param(OOM, IN_SHM, {"memory_mib": 200}, id="memory behind a file"),
         pytest.param(DISK, NAMELESS, {"disk_mib": 20}, id="disk without a name"),
+        pytest.param(DISK, MAPPED, {"disk_mib": 20}, id="disk that is mapped only"),
+        pytest.param(DISK, FAR_AWAY, {"disk_mib": 20}, id="disk behind thousands of files"),
         pytest.param(DISK, HIDDEN, {"disk_mib": 20}, id="disk in a folder that is hidden"),
         pytest.param(DISK, WRITES, {"disk_mib": 20}, id="disk"),
         pytest.param(DISK, BURIES, {}, id="below where any path leads"),
@@ -229,9 +251,57 @@ except RuntimeError as error:
     assert int(refused.said.split()[0]) <= limits.tasks
 
 
+@pytest.mark.parametrize(
+    ("cpu_s", "expected"), [(0.1, False), (0.6, True), (7.0, True), (9.8, False), (19.0, False)]
+)
+def test_who_slept_or_had_a_core_was_not_starved(cpu_s: float, expected: bool) -> None:
+    assert watch.starved(cpu_s, 10.0) is expected
+
+
+@pytest.mark.parametrize(
+    ("line", "most_bytes", "why"),
+    [
+        ("""'{"a": [' + '[],' * 600_000 + '1]}'""", 64 * MIB, "more parts than are read"),
+        ("""'{"a": [' + '{},' * 600_000 + '1]}'""", 64 * MIB, "more parts than are read"),
+        ("""'{"a": [' + '1,' * 4_100_000 + '1]}'""", 64 * MIB, "more parts than are read"),
+        ("""'{"a": "' + 'x' * 10 * 2**20 + '"}'""", ANSWER_BYTES, "said too much"),
+    ],
+    ids=["lists", "objects", "entries", "bytes"],
+)
+def test_an_answer_that_would_fill_the_graders_memory_is_not_read(
+    tmp_path: Path, line: str, most_bytes: int, why: str
+) -> None:
+    source = tmp_path / "says.py"
+    source.write_text(f"print({line}, flush=True)")
+    open_ = Isolation(NONE)
+    with open_workdir(tmp_path / "work", open_) as workdir:
+        sandbox_ = workdir.sandbox("smoke", data=False)
+        with (
+            Program(source, open_, sandbox_, WIDE, workdir.writable, workdir.log) as program,
+            pytest.raises(Stopped, match=why),
+        ):
+            program.hear(30, most_bytes)
+
+
 def test_shared_memory_is_small(isolation: Isolation, tmp_path: Path) -> None:
     program = "print(__import__('os').statvfs('/dev/shm').f_blocks * 4096 // 2**20)"
     assert int(run(isolation, tmp_path, program).said) <= 512
+
+
+def test_memory_that_belongs_to_nobody_and_other_cores_are_refused(
+    isolation: Isolation, tmp_path: Path
+) -> None:
+    program = """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+for call in ((29, 0, 1 << 20, 0o1600), (319, b"held", 0), (447, 0)):
+    print(libc.syscall(*call), os.strerror(ctypes.get_errno()))
+before = os.sched_getaffinity(0)
+os.sched_setaffinity(0, {min(before)})
+print(os.sched_getaffinity(0) == before)
+"""
+    said = run(isolation, tmp_path, program).said.splitlines()
+    assert said == ["-1 Function not implemented"] * 3 + ["True"]
 
 
 def test_what_a_program_leaves_behind_ends_with_it(isolation: Isolation, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -786,6 +787,12 @@ def test_judges_accept_what_is_near_and_nothing_else() -> None:
     assert not each(close(1))([1, 1]) and not each(close(1))(1)
     assert equals("a")("a") and equals(None)(None) and equals([[1, 2]])([[1, 2.0]])
     assert not equals("a")(["a"]) and not equals(None)(0)
+
+
+def test_numbers_of_any_class_are_numbers() -> None:
+    found = plain([Fraction(1, 4), np.longdouble(0.5), True, 3, -7])
+    assert found == [0.25, 0.5, True, 3, -7]
+    assert [type(value) for value in found] == [float, float, bool, int, int]
 
 
 def test_values_become_plain() -> None:

@@ -8,6 +8,7 @@ import pytest
 from tiny import reference_run, write_notebook
 
 from labkit.grading import grade
+from labkit.grading.measure import Case, StageMeasurements, stages
 from labkit.grading.measure.images import GradingImages
 from labkit.grading.results import (
     ERROR,
@@ -27,6 +28,7 @@ from labkit.grading.submission import find_submissions
 from labkit.grading.watch import Outcome
 from labkit.grading.workdir import remove
 
+STARVED, NO_SERVER = "starved", "no server"  # more ends of a run than there are verdicts
 QUIET = Outcome(OK, "", 0, 1.0, 1.0, 10.0)
 
 
@@ -52,7 +54,12 @@ def graded(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch):
 
         def pretend(job: Job, *rest: object) -> Ran:
             ran.append(waiting.pop(0))
-            return Ran(QUIET, ran[-1], "" if ran[-1] == OK else "it said so")
+            made = Ran(QUIET, ran[-1], "" if ran[-1] == OK else "it said so")
+            if ran[-1] == STARVED:
+                made.verdict, made.starved = TIMEOUT, True
+            if ran[-1] == NO_SERVER:
+                made.verdict, made.answers = OK, {"ex-06-split": {"failure": "it did not start"}}
+            return made
 
         monkeypatch.setattr(grade, "run_notebook", pretend)
         images = GradingImages.choose("smoke", 3)
@@ -64,17 +71,40 @@ def graded(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch):
     return run
 
 
-@pytest.mark.parametrize("verdict", [TIMEOUT, OOM, GRADER_ERROR])
-def test_what_a_busy_machine_may_do_is_repeated_once(graded, verdict: str) -> None:
-    result, ran = graded(verdict, OK)
-    assert (result.status, result.stages[0].verdict, ran) == (GRADED, OK, [verdict, OK])
-    result, ran = graded(verdict, verdict)
+@pytest.mark.parametrize(
+    ("end", "verdict"),
+    [(STARVED, TIMEOUT), (OOM, OOM), (GRADER_ERROR, GRADER_ERROR), (NO_SERVER, GRADER_ERROR)],
+)
+def test_what_a_busy_machine_may_do_is_repeated_once(graded, end: str, verdict: str) -> None:
+    result, ran = graded(end, OK)
+    assert (result.status, result.stages[0].verdict, ran) == (GRADED, OK, [end, OK])
+    result, ran = graded(end, end)
     assert (result.stages[0].verdict, len(ran)) == (verdict, 2)
     assert result.status == (FAILED if verdict == GRADER_ERROR else GRADED)
 
 
-def test_other_ends_are_not_repeated(graded) -> None:
-    assert graded(ERROR)[1] == [ERROR]
+@pytest.mark.parametrize("end", [ERROR, TIMEOUT])
+def test_other_ends_are_not_repeated(graded, end: str) -> None:
+    """A notebook that slept, or had its core, would only keep others from their turn."""
+    assert graded(end)[1] == [end]
+
+
+@pytest.mark.parametrize("stays", [False, True])
+def test_what_the_grader_lacks_while_it_measures_is_never_a_students_fault(
+    graded, monkeypatch: pytest.MonkeyPatch, stays: bool
+) -> None:
+    measured = []
+
+    def pretend(stage: str, case: Case) -> StageMeasurements:
+        measured.append(stage)
+        case.sandbox.trouble = "it was short of memory" if stays or len(measured) == 1 else ""
+        return StageMeasurements({}, False, "nothing")
+
+    monkeypatch.setattr(stages, "measure_stage", pretend)
+    result, _ = graded(OK)
+    assert measured == ["01_data"] * 2
+    assert result.status == (FAILED if stays else GRADED)
+    assert ("short of memory" in result.reason) == stays
 
 
 def test_who_runs_alone_waits_for_others_and_lets_nobody_begin(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import random
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,21 @@ import pytest
 from labkit.chain import STAGES
 from labkit.data import CLASSES, SPLIT_SIZES
 from labkit.environment import environment_facts
-from labkit.grading.measure import MEASURES, Case, StageMeasurements, measure_stage
+from labkit.grading.measure import (
+    MEASURES,
+    Case,
+    StageMeasurements,
+    measure_patiently,
+    measure_stage,
+    model_sandbox,
+)
 from labkit.grading.measure.base import Checks, entry, number, top1
 from labkit.grading.measure.images import SERVED_HELD_OUT
+from labkit.grading.measure.model_sandbox import ModelSandbox
 from labkit.grading.measure.serving import CORES, MODELS, PIPELINE_NETWORK
 from labkit.grading.measure.stages import split_indices
 from labkit.grading.results import Measurement
+from labkit.grading.sandbox import NONE, Isolation
 from labkit.grading.untrusted import UnfitFile
 from labkit.grading.workdir import write_manifest
 from labkit.profiles import preset
@@ -85,6 +95,11 @@ class FakeSandbox:
     )  # fmt: skip
     asked: list[str] = field(default_factory=list)
     outbox: str = "/lab/out"
+    starved: bool = False
+    trouble: str = ""
+
+    def forget_trouble(self) -> None:
+        self.starved = False
 
     def logits(
         self, files: dict[str, Path], file: str, images: str, slices: list[list[int]]
@@ -614,6 +629,37 @@ def test_a_server_that_was_stopped_leaves_nothing_to_measure(lab: Lab) -> None:
     assert measured.measurements["05.served"].value is None
     assert measured.measurements["05.configs"].value == 1
     assert not measured.accepted
+
+
+def test_what_was_late_for_want_of_cpu_time_is_measured_once_more(lab: Lab) -> None:
+    lab.sandbox.models["model.onnx"] = "no answer after 120 s"
+    turns: list[str] = []
+
+    @contextmanager
+    def alone() -> Iterator[None]:
+        turns.append("alone")
+        lab.sandbox.models["model.onnx"] = lab.images.logits()
+        yield
+
+    case = lab.case("04_quantize")
+    assert measure_patiently("04_quantize", case, alone)[0].measurements["04.onnx"].value is None
+    assert not turns, "it had its core"
+    case.forget_failures()
+    lab.sandbox.models["model.onnx"] = "no answer after 120 s"
+    lab.sandbox.forget_trouble = lambda: setattr(lab.sandbox, "starved", not turns)  # type: ignore[method-assign]
+    measured, trouble = measure_patiently("04_quantize", case, alone)
+    assert measured.measurements["04.onnx"].value is not None
+    assert (turns, trouble) == (["alone"], "")
+
+
+def test_a_program_that_does_not_start_is_the_graders_trouble(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_sandbox, "START_S", 0.0)
+    with ModelSandbox(Isolation(NONE), "smoke", tmp_path, tmp_path) as sandbox:
+        with pytest.raises(UnfitFile, match="no answer after 0 s"):
+            sandbox.ask(do="weights", file="x")
+        assert sandbox.trouble
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,19 @@ class TestInTheSandbox:
         assert (ran.verdict, shown(tmp_path)[-2]) == (TIMEOUT, "1\n")
         assert measure_exercises(0, ran.answers)["ex-01-leak"].value == 1
 
+    @pytest.mark.parametrize(
+        ("pause_s", "limits", "starved"),
+        [(0, {"cpu_s": 6}, False), (0.05, {"wall_s": 10}, True), (60, {"wall_s": 10}, False)],
+        ids=["spent", "starved", "slept"],
+    )
+    def test_a_cell_that_was_late_is_told_from_one_that_got_no_core(
+        self, run: Callable[..., Ran], pause_s: float, limits: dict[str, float], starved: bool
+    ) -> None:
+        """Here somebody else's core is a pause, so that the cell computes a part of the time."""
+        loop = f"import time\nwhile True:\n    sum(range(10**6))\n    time.sleep({pause_s})"
+        ran = run(loop, limits=LIMITS.changed(limits))
+        assert (ran.verdict, ran.starved) == (TIMEOUT, starved)
+
     def test_cells_run_again_for_an_exercise_under_the_notebooks_own_limits(
         self, run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
     ) -> None:

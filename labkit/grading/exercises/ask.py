@@ -46,7 +46,8 @@ def ask_exercises(
         look_into: Asks a model file that a function has written, in another sandbox.
 
     Returns:
-        Exercise id → `{"answers": […]}`, or `{"failure": …}` where the grader could not ask.
+        Exercise id → `{"answers": […]}`, or `{"failure": …}` where the grader could not ask. With
+        `"starved": True` where a call was late for want of CPU time.
     """
     exercises = [e for e in CATALOGUE if e.stage == stage and e.id in set(wanted)]
     found: dict[str, Any] = {}
@@ -54,22 +55,20 @@ def ask_exercises(
     try:
         served: Json = {}
         if any(exercise.needs_server for exercise in exercises):
-            served = start_server(program, seed)
+            try:
+                served = start_server(program, seed)
+            except Stopped as error:
+                if program.breach is not None:
+                    raise
+                served = {"failure": f"the program that starts it gave {error}"}
         for exercise in exercises:
             if exercise.needs_server and "addresses" not in served:
                 found[exercise.id] = {"failure": str(served.get("failure", "no server"))}
             else:
-                addresses = served.get("addresses", {})
                 found[exercise.id] = {"answers": []}
-                answers = found[exercise.id]["answers"]
+                addresses = served.get("addresses", {})
                 for case in exercise.cases(seed):
-                    lives = bool(answers and answers[-1].get("error") in GIVEN_UP)
-                    lives = lives or _revive(program, limits)
-                    answers.append(
-                        _answer(program, exercise, case, addresses, look_into, answers)
-                        if lives
-                        else {"error": "KernelEnded"}
-                    )
+                    _ask(program, exercise, case, addresses, limits, look_into, found[exercise.id])
     except Stopped:
         pass  # what was answered until then counts
     return found
@@ -103,17 +102,35 @@ def _counted(program: Program) -> Json:
     return program.hear(2 * PATIENCE_S)
 
 
-def _answer(
+def _ask(
     program: Program,
     exercise: Exercise,
     case: Case,
     addresses: Json,
+    limits: Limits,
     look_into: LookInto,
-    before: list[Json],
+    found: Json,
+) -> None:
+    """Add the answer to one hidden case to those before it."""
+    answers = found["answers"]
+    if answers and answers[-1].get("error") in GIVEN_UP:
+        answers.append(answers[-1])  # the others would only take their time, or a kernel, too
+    elif not _revive(program, limits):
+        answers.append({"error": "KernelEnded"})
+    else:
+        begin = program.used
+        try:
+            answers.append(_answer(program, exercise, case, addresses, look_into))
+        finally:
+            late = program.used[0] - begin[0] >= exercise.limit_s
+            if late and program.starved_since(begin):
+                found["starved"] = True
+
+
+def _answer(
+    program: Program, exercise: Exercise, case: Case, addresses: Json, look_into: LookInto
 ) -> Json:
     """Return the answer to one hidden case."""
-    if before and before[-1].get("error") in GIVEN_UP:
-        return before[-1]  # the other cases would only take their time, or a kernel, too
     request = {
         "function": exercise.function,
         "arguments": case.arguments,

@@ -9,6 +9,7 @@ import base64
 import heapq
 import json
 import math
+import numbers
 import sys
 import tempfile
 import threading
@@ -48,7 +49,7 @@ def plain(value: Any, depth: int = 0) -> Any:
         value = value.item()
     if value is None or isinstance(value, bool | int | str):
         return value
-    if isinstance(value, float):
+    if isinstance(value, numbers.Real):  # a fraction, too
         return float(value) if math.isfinite(value) else None
     if isinstance(value, dict):
         return {str(key): plain(entry, depth + 1) for key, entry in value.items()}

@@ -107,6 +107,11 @@ class Case:
             self._logits.clear()
             self.served.clear()
 
+    def forget_failures(self) -> None:
+        """Run what could not be run once more, the next time that it is asked for."""
+        for key in [key for key, found in self._logits.items() if isinstance(found, UnfitFile)]:
+            del self._logits[key]
+
     def file(self, name: str) -> Path:
         """Return an artifact, made by the stage or given to it.
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from labkit.grading import inside as inside_
 from labkit.grading.limits import Limits
+from labkit.grading.results import SHORTAGE
 from labkit.grading.sandbox import BUBBLEWRAP, Isolation, Program, Stopped
 from labkit.grading.untrusted import UnfitFile, read_plain
 from labkit.grading.workdir import open_workdir, remove
@@ -57,12 +58,18 @@ class ModelSandbox:
         self._program: Program | None = None
         self._ready = False
         self.cpu_s = 0.0
+        self.forget_trouble()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.stop()
+
+    def forget_trouble(self) -> None:
+        """Begin anew with what `starved` and `trouble` say."""
+        self.starved = False  # whether an answer was late for want of CPU time
+        self.trouble = ""  # why the grader itself could not measure: no student's fault
 
     def start(self) -> None:
         """Start the sandbox where none runs."""
@@ -183,6 +190,7 @@ class ModelSandbox:
         """
         self.start()
         assert self._program is not None
+        program, begin = self._program, self._program.used
         try:
             if not self._ready:
                 self._program.hear(START_S)
@@ -191,10 +199,15 @@ class ModelSandbox:
             self._program.tell(**request, limit_s=limit_s, alone=alone)
             answer = self._program.hear(limit_s + START_S)
         except Stopped as error:
+            if not self._ready or program.outcome.verdict == SHORTAGE:
+                self.trouble = f"the program that measures was stopped: {error}"
+            self.starved |= program.breach is None and program.starved_since(begin)
             self.stop()  # whatever happened to it, the next question gets a new one
             raise NotMeasured(f"the program that measures it was stopped: {error}") from None
         if "result" in answer:
             return answer["result"]
+        late = program.used[0] - begin[0] >= limit_s
+        self.starved |= late and program.starved_since(begin)
         raise NotMeasured(str(answer.get("error", "no reason was given"))[:500])
 
     def look_into(self, content: bytes, images: Any) -> dict[str, Any]:

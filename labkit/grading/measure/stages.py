@@ -3,6 +3,7 @@
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,30 @@ def measure_stage(stage: str, case: Case) -> StageMeasurements:
     except UnfitFile as error:  # of what the stage was given, or a sandbox that was stopped
         missing = dict.fromkeys(MEASURES[stage], nothing(error))
         return _printable(StageMeasurements(missing, False, str(error)))
+
+
+def measure_patiently(
+    stage: str, case: Case, alone: Callable[[], AbstractContextManager[None]] = nullcontext
+) -> tuple[StageMeasurements, str]:
+    """Measure a stage; where the machine was too busy for that, once more.
+
+    Args:
+        stage: Such as `03_export`.
+        case: The submission: what the stage was given and what it made.
+        alone: Waits until nothing runs beside it.
+
+    Returns:
+        The measurements; and why they are none, by the grader's own fault. Empty where they are.
+    """
+    sandbox = case.sandbox
+    sandbox.forget_trouble()
+    measured = measure_stage(stage, case)
+    if sandbox.starved or sandbox.trouble:
+        with alone():
+            sandbox.forget_trouble()
+            case.forget_failures()
+            measured = measure_stage(stage, case)
+    return measured, sandbox.trouble
 
 
 def _printable(measured: StageMeasurements) -> StageMeasurements:
