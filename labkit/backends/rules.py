@@ -55,7 +55,7 @@ KNOWN_PARAMETERS = {
 GRAPH_LEVELS = (-1, 0, 1, 2)
 TORCH_TYPES = tuple(name for name in DTYPES if not re.fullmatch(r"TYPE_UINT(16|32|64)", name))
 # What OpenVINO cannot exchange with Triton; it converts between all others.
-OPENVINO_TYPES = tuple(name for name in DTYPES if name != "TYPE_STRING")
+OPENVINO_TYPES = DTYPES.keys() - {"TYPE_STRING", "TYPE_FP64"}
 DEFAULT_MAX_BATCH_SIZE = 4  # Triton's, for a model that completes its own configuration
 _NUMBERED = re.compile(r"(?:(?!__).)*__(\d*)", re.DOTALL)  # what follows the first __ is a number
 

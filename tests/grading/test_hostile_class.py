@@ -159,8 +159,7 @@ def whole(
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     bait = lay_out(root, reference, port)
-    # One after the other: two trainings at once, each with a thread per core, take far longer.
-    yield grade(root, bait, whole_class(bait), WHOLE_LIMIT_S)
+    yield grade(root, bait, whole_class(bait), WHOLE_LIMIT_S, "--workers", "2")
     shutil.rmtree(root, ignore_errors=True)
 
 

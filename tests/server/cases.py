@@ -475,6 +475,12 @@ CASES = {
         lambda path: outside(path, with_weights=True),
         answer={"y": [2.0, 6.0, 12.0, 20.0]},
     ),
+    "openvino_double_output": Case(
+        x([4]) + y([4], "FP64"),
+        backend="openvino",
+        finds="unsupported datatype TYPE_FP64 for output 'y'",
+        fix="FP32",
+    ),
     "openvino_min_of_one": Case(
         x([-1, 4]) + y([-1, 4]),
         operator("Min"),
