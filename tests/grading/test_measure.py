@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -32,13 +33,13 @@ from labkit.grading.measure.model_sandbox import ModelSandbox
 from labkit.grading.measure.serving import CORES, MODELS, PIPELINE_NETWORK
 from labkit.grading.measure.stages import split_indices
 from labkit.grading.results import Measurement
-from labkit.grading.sandbox import NONE, Isolation
+from labkit.grading.sandbox import BUBBLEWRAP, NONE, Isolation, Sandbox
 from labkit.grading.untrusted import UnfitFile
-from labkit.grading.workdir import write_manifest
+from labkit.grading.workdir import open_workdir, write_manifest
 from labkit.profiles import preset
 from labkit.report import build_report, marks, validate_report
 from labkit.repository import PIPELINE, VARIANTS, write_config
-from labkit.workspace import MADE_BY, OPTIONAL, Workspace, write_json
+from labkit.workspace import MADE_BY, OPTIONAL, Workspace, cache_dir, write_json
 
 HELD_OUT, VALIDATION, TEST = 400, 300, 80
 EXPORTED = ("model.pt", "model_optimized.pt", "model.onnx")
@@ -650,6 +651,26 @@ def test_what_was_late_for_want_of_cpu_time_is_measured_once_more(lab: Lab) -> N
     measured, trouble = measure_patiently("04_quantize", case, alone)
     assert measured.measurements["04.onnx"].value is not None
     assert (turns, trouble) == (["alone"], "")
+
+
+def test_labels_are_not_mounted_where_models_are_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Sandbox] = []
+
+    def pretend(source: Path, isolation: Isolation, sandbox: Sandbox, *rest: Any) -> Any:
+        given.append(sandbox)
+        return MagicMock()
+
+    monkeypatch.setattr(model_sandbox, "Program", pretend)
+    isolation = Isolation(BUBBLEWRAP, "bwrap", "1")
+    with ModelSandbox(isolation, "smoke", tmp_path / "work", tmp_path / "images") as sandbox:
+        sandbox.start()
+    images = "cifar-10-batches-bin"
+    assert not [path for path in given[0].read_only if images in path]
+    assert cache_dir() not in [*given[0].read_only.values(), *given[0].read_write.values()]
+    with open_workdir(tmp_path / "work", isolation) as workdir:
+        assert [path for path in workdir.sandbox("smoke").read_only if images in path]
 
 
 def test_a_program_that_does_not_start_is_the_graders_trouble(
