@@ -96,6 +96,7 @@ class FakeSandbox:
     )  # fmt: skip
     asked: list[str] = field(default_factory=list)
     outbox: str = "/lab/out"
+    weights: int = 10**6  # of FP32, in model.onnx
     starved: bool = False
     trouble: str = ""
 
@@ -122,6 +123,8 @@ class FakeSandbox:
 
     def ask(self, limit_s: float = 120.0, **request: Any) -> Any:
         self.asked.append(f"{request['do']} {request.get('config_name', '')}".strip())
+        if request.get("file", "").endswith("/model.onnx") and request["do"] == "weights":
+            return {"int8": 0, "float": self.weights, "unknown": 0}
         if request["do"] in self.said:
             answer = self.said[request["do"]]
             if isinstance(answer, Exception):
@@ -572,6 +575,15 @@ def test_int8_is_what_the_operators_multiply_by(
         assert measured.measurements[item].value is None
         assert words in measured.measurements[item].detail
     assert not measured.accepted
+
+
+def test_a_small_network_may_not_stay_as_it_was_either(lab: Lab) -> None:
+    lab.sandbox.weights = 20_000
+    lab.sandbox.said["weights"] = {"int8": 10**6, "float": 20_000, "unknown": 0}
+    found = lab.judge("04_quantize").measurements["04.onnx"]
+    assert found.value is None and "expected 5,000 at most" in found.detail
+    lab.sandbox.said["weights"]["float"] = 2_000
+    assert lab.judge("04_quantize").measurements["04.onnx"].value is not None
 
 
 def test_both_openvino_files_are_needed(lab: Lab) -> None:
