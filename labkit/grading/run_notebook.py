@@ -12,7 +12,7 @@ from labkit.errors import LabError
 from labkit.grading.carry_forward import StageOutputs, take_out
 from labkit.grading.exercises import ask_exercises
 from labkit.grading.exercises.ask import FOLDER, LookInto
-from labkit.grading.limits import MIB, Limits
+from labkit.grading.limits import CELL_SHARE, MIB, Limits
 from labkit.grading.notebook import INJECTED, PARAMETERS, NotebookNode, make_cell, tags
 from labkit.grading.results import (
     ERROR,
@@ -204,6 +204,8 @@ def _run_cells(
             limits = job.limits.of_cell(*begin)
             if limits is None:
                 reports[number] = {"ended": "late", "outputs": []}
+                spent = begin[1] >= CELL_SHARE * job.limits.cpu_s
+                starved |= not spent and program.starved_since((0.0, 0.0))
                 continue
             program.tell(do="cell", cell=number, limit_s=limits[0], limit_cpu_s=limits[1])
             said = program.hear(most_bytes=SHOWN_BYTES)

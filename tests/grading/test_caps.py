@@ -126,6 +126,14 @@ os.chmod("/tmp/a/b", 0)
 os.chmod("/tmp/a", 0)
 time.sleep(8)
 """
+FORK_BOMB = """
+import os
+while True:
+    try:
+        os.fork()
+    except OSError:
+        pass
+"""
 SLEEPS = "import time\ntime.sleep(8)"
 DEAF = "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(8)"
 
@@ -190,6 +198,7 @@ def runs(process: psutil.Process) -> bool:
         pytest.param(OOM, CHILDREN_GROW, {"memory_mib": 200}, id="memory of children"),
         pytest.param(PROCESSES, FORKS, {"processes": 20}, id="processes"),
         pytest.param(OOM, IN_SHM, {"memory_mib": 200}, id="memory behind a file"),
+        pytest.param(PROCESSES, FORK_BOMB, {"processes": 20}, id="processes without end"),
         pytest.param(DISK, NAMELESS, {"disk_mib": 20}, id="disk without a name"),
         pytest.param(DISK, MAPPED, {"disk_mib": 20}, id="disk that is mapped only"),
         pytest.param(DISK, FAR_AWAY, {"disk_mib": 20}, id="disk behind thousands of files"),

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -32,13 +33,13 @@ from labkit.grading.measure.model_sandbox import ModelSandbox
 from labkit.grading.measure.serving import CORES, MODELS, PIPELINE_NETWORK
 from labkit.grading.measure.stages import split_indices
 from labkit.grading.results import Measurement
-from labkit.grading.sandbox import NONE, Isolation
+from labkit.grading.sandbox import BUBBLEWRAP, NONE, Isolation, Sandbox
 from labkit.grading.untrusted import UnfitFile
-from labkit.grading.workdir import write_manifest
+from labkit.grading.workdir import open_workdir, write_manifest
 from labkit.profiles import preset
 from labkit.report import build_report, marks, validate_report
 from labkit.repository import PIPELINE, VARIANTS, write_config
-from labkit.workspace import MADE_BY, OPTIONAL, Workspace, write_json
+from labkit.workspace import MADE_BY, OPTIONAL, Workspace, cache_dir, write_json
 
 HELD_OUT, VALIDATION, TEST = 400, 300, 80
 EXPORTED = ("model.pt", "model_optimized.pt", "model.onnx")
@@ -95,6 +96,7 @@ class FakeSandbox:
     )  # fmt: skip
     asked: list[str] = field(default_factory=list)
     outbox: str = "/lab/out"
+    weights: int = 10**6  # of FP32, in model.onnx
     starved: bool = False
     trouble: str = ""
 
@@ -121,6 +123,8 @@ class FakeSandbox:
 
     def ask(self, limit_s: float = 120.0, **request: Any) -> Any:
         self.asked.append(f"{request['do']} {request.get('config_name', '')}".strip())
+        if request.get("file", "").endswith("/model.onnx") and request["do"] == "weights":
+            return {"int8": 0, "float": self.weights, "unknown": 0}
         if request["do"] in self.said:
             answer = self.said[request["do"]]
             if isinstance(answer, Exception):
@@ -573,6 +577,15 @@ def test_int8_is_what_the_operators_multiply_by(
     assert not measured.accepted
 
 
+def test_a_small_network_may_not_stay_as_it_was_either(lab: Lab) -> None:
+    lab.sandbox.weights = 20_000
+    lab.sandbox.said["weights"] = {"int8": 10**6, "float": 20_000, "unknown": 0}
+    found = lab.judge("04_quantize").measurements["04.onnx"]
+    assert found.value is None and "expected 5,000 at most" in found.detail
+    lab.sandbox.said["weights"]["float"] = 2_000
+    assert lab.judge("04_quantize").measurements["04.onnx"].value is not None
+
+
 def test_both_openvino_files_are_needed(lab: Lab) -> None:
     lab.path("model_int8.bin").unlink()
     found = lab.measure("04.openvino")
@@ -650,6 +663,26 @@ def test_what_was_late_for_want_of_cpu_time_is_measured_once_more(lab: Lab) -> N
     measured, trouble = measure_patiently("04_quantize", case, alone)
     assert measured.measurements["04.onnx"].value is not None
     assert (turns, trouble) == (["alone"], "")
+
+
+def test_labels_are_not_mounted_where_models_are_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Sandbox] = []
+
+    def pretend(source: Path, isolation: Isolation, sandbox: Sandbox, *rest: Any) -> Any:
+        given.append(sandbox)
+        return MagicMock()
+
+    monkeypatch.setattr(model_sandbox, "Program", pretend)
+    isolation = Isolation(BUBBLEWRAP, "bwrap", "1")
+    with ModelSandbox(isolation, "smoke", tmp_path / "work", tmp_path / "images") as sandbox:
+        sandbox.start()
+    images = "cifar-10-batches-bin"
+    assert not [path for path in given[0].read_only if images in path]
+    assert cache_dir() not in [*given[0].read_only.values(), *given[0].read_write.values()]
+    with open_workdir(tmp_path / "work", isolation) as workdir:
+        assert [path for path in workdir.sandbox("smoke").read_only if images in path]
 
 
 def test_a_program_that_does_not_start_is_the_graders_trouble(

@@ -171,6 +171,13 @@ class TestInTheSandbox:
         ran = run(loop, limits=LIMITS.changed(limits))
         assert (ran.verdict, ran.starved) == (TIMEOUT, starved)
 
+    def test_many_slow_cells_on_a_busy_machine_are_late_together(
+        self, run: Callable[..., Ran]
+    ) -> None:
+        slow = "import time\nfor _ in range(20):\n    sum(range(10**6))\n    time.sleep(0.1)"
+        ran = run(*[slow] * 8, limits=LIMITS.changed({"wall_s": 9}))
+        assert (ran.verdict, ran.starved) == (TIMEOUT, True)
+
     def test_cells_run_again_for_an_exercise_under_the_notebooks_own_limits(
         self, run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
     ) -> None:

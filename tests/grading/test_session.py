@@ -11,7 +11,7 @@ from labkit.errors import LabError, UsageError
 from labkit.grading import session as session_module
 from labkit.grading.results import GRADED, Result, write_result
 from labkit.grading.rubric import RUBRIC, load_rubric
-from labkit.grading.session import GradingRuns, Session, SessionError, locked, seed_for
+from labkit.grading.session import GradingRuns, Session, SessionError, locked, own_cores, seed_for
 
 
 def begun(tmp_path: Path) -> Session:
@@ -194,3 +194,32 @@ def test_only_one_grader_at_a_time(tmp_path: Path) -> None:
         second.__enter__()
     with locked(tmp_path):
         pass
+
+
+@pytest.mark.parametrize(
+    ("workers", "cores", "expected"),
+    [
+        (1, {0, 1}, [None]),
+        (2, {0, 1}, [[0], [1], None]),
+        (2, {2, 3, 5, 7}, [[2, 5], [3, 7]]),
+        (3, {0, 1}, [None]),
+    ],
+)
+def test_each_of_several_workers_has_cores_of_its_own(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    workers: int,
+    cores: set[int],
+    expected: list[list[int] | None],
+) -> None:
+    taken: list[list[int]] = []
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: cores)
+    monkeypatch.setattr("os.sched_setaffinity", lambda process, own: taken.append(own))
+    held = [own_cores(tmp_path, workers) for _ in expected]
+    assert [stream is not None for stream in held] == [own is not None for own in expected]
+    assert taken == [own for own in expected if own is not None]
+    if taken:
+        assert held[0] is not None
+        held[0].close()  # a worker has ended: the next one takes its cores
+        assert own_cores(tmp_path, workers) is not None
+        assert taken[-1] == taken[0]

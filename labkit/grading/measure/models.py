@@ -25,8 +25,8 @@ CLAIM_TOLERANCE = 0.005  # of an accuracy that is computed again from the same i
 INT8_CLAIM_TOLERANCE = 0.01  # INT8 kernels may round otherwise on another machine
 INT8_AGREEMENT = 0.7  # share of FP32's answers at least; in smoke 0.95 and more are measured
 INT8_WEIGHTS = 0.75  # share of the numbers behind operators that have eight bits, at least
-# Numbers of more bits, at most: eight bits can be added that change nothing, so the share alone
-# proves nothing. The lab's own files have 4,500 to 6,400, of 1.1 million.
+# Numbers of more bits, at most, and no larger share of those in model.onnx: eight bits can be added
+# that change nothing. The lab's own files have 4,500 to 6,400, of 1.1 million.
 MOST_FLOATS = 50_000
 
 EXPORTED = {
@@ -177,10 +177,31 @@ def _require_int8(case: Case, name: str) -> None:
     Raises:
         UnfitFile: they do not.
     """
+    int8, others, unknown = _numbers(case, name)
+    share = int8 / (int8 + others) if int8 + others else 0.0
+    if unknown or share < INT8_WEIGHTS:
+        raise UnfitFile(
+            f"{name} multiplies by {share:.0%} weights of eight bits, expected "
+            f"{INT8_WEIGHTS:.0%} or more: not quantized to INT8"
+        )
+    most = min(MOST_FLOATS, int((1 - INT8_WEIGHTS) * _numbers(case, "model.onnx")[1]))
+    if others > most:
+        raise UnfitFile(
+            f"{name} computes with {others:,} numbers of more than eight bits, expected "
+            f"{most:,} at most: not quantized to INT8"
+        )
+
+
+def _numbers(case: Case, name: str) -> tuple[int, int, int]:
+    """Count what a file computes with: numbers of eight bits, of more, and what is not clear.
+
+    Raises:
+        UnfitFile: they cannot be counted.
+    """
     try:
         for other in COMPANIONS.get(name, ()):
-            case.sandbox.put(case.own(other), other)
-        inside = case.sandbox.put(case.own(name), name)
+            case.sandbox.put(case.file(other), other)
+        inside = case.sandbox.put(case.file(name), name)
         found = case.sandbox.ask(do="weights", file=inside)
     finally:
         case.sandbox.clear()
@@ -191,17 +212,7 @@ def _require_int8(case: Case, name: str) -> None:
     )
     if min(int8, others, unknown) < 0:
         raise UnfitFile(f"{name}: its weights could not be counted")
-    share = int8 / (int8 + others) if int8 + others else 0.0
-    if unknown or share < INT8_WEIGHTS:
-        raise UnfitFile(
-            f"{name} multiplies by {share:.0%} weights of eight bits, expected "
-            f"{INT8_WEIGHTS:.0%} or more: not quantized to INT8"
-        )
-    if others > MOST_FLOATS:
-        raise UnfitFile(
-            f"{name} computes with {others:,} numbers of more than eight bits, expected "
-            f"{MOST_FLOATS:,} at most: not quantized to INT8"
-        )
+    return int8, others, unknown
 
 
 def _require_same_network(agreement: float, name: str) -> None:
