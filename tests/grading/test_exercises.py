@@ -209,7 +209,7 @@ WRONG = {  # exercise: (solution, words of the detail)
     "ex-02-calibration": (  # the distance of the means
         "def calibration_error(confidence, right):\n"
         "    return abs(confidence.mean() - right.mean())",
-        "wrong where the errors of two bins point in opposite directions",
+        "of 6 hidden cases right; wrong where",
     ),
     "ex-03-fold": (
         "def fold(conv, norm):\n"
