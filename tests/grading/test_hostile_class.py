@@ -118,7 +118,9 @@ def grade(root: Path, bait: Bait, faults: list[Fault], limit_s: float, *options:
         )  # fmt: skip
         status = grading.wait(limit_s)
         connections = heard(listener) + heard(abstract)
-    assert status in (0, 1), grading.said[-3_000:]  # 1: some are rejected
+    assert status in (0, 1, 2), grading.said[
+        -3_000:
+    ]  # 1: rejected ones; 2: an archive is not opened
     assert grading.processes > len(faults)
     results = read_results(bait.grades / "results")
     named = {fault.name: fault for fault in faults}
@@ -414,5 +416,5 @@ def test_native_backends_give_the_same_points(whole: Graded) -> None:
 def regrade(graded: Graded, *options: str) -> str:
     command = [sys.executable, "-m", "labkit", "regrade", str(graded.grades), *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode in (0, 1), done.stdout + done.stderr  # 1: some are rejected
     return done.stdout
