@@ -54,7 +54,9 @@ def compared(records: Mapping[str, Sequence[Record]], at_least: float) -> list[N
     ratio = Spread.of([a.rate_per_s / b.rate_per_s for a, b in zip(mine, base, strict=True)])
     rates = {n: Spread.of([BATCH * r.rate_per_s for r in part]) for n, part in records.items()}
     lost = sum(len(record.failed) for part in records.values() for record in part)
-    rows = [(f"{name} against {other}", ratio, "×", at_least)]
+    rows: list[tuple[str, Spread, str, float | None]] = [
+        (f"{name} against {other}", ratio, "×", at_least)
+    ]
     rows += [(n, rate, "images/s", None) for n, rate in rates.items()]
     return [
         Number(title, found.median, unit, at_least=least, n=found.n, low=found.low, high=found.high)

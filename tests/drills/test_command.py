@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from typer.testing import CliRunner
@@ -55,7 +55,7 @@ def test_nothing_measured_is_no_success(
 ) -> None:
     from labkit.operate.commands import app
 
-    def cannot(lab: Any) -> None:
+    def cannot(lab: Any) -> NoReturn:
         raise NotMeasured("there is no nginx")
 
     [drill] = find_drills(["overload"])

@@ -18,7 +18,6 @@ CARD = ModelCard(
     (TensorInfo("input", "FP32", (-1, 3, 4, 4)),),
     (TensorInfo("logits", "FP32", (-1, 10)),),
     8,
-    "logits",
 )
 COUNT = 2_200
 
