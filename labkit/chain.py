@@ -102,7 +102,7 @@ class CellFinding:
     Attributes:
         number: Among the code cells that are not blank, from 1.
         total: How many there are.
-        first_line: Of the cell, shortened; not a marker of nbval.
+        first_line: Of the cell, shortened.
         ran: Whether the cell has an execution count, above that of the cells before it.
         ename: Class of the error that it shows; empty without one.
         evalue: Message of the error.
@@ -392,10 +392,8 @@ def cell_findings(cells: "Iterable[NotebookNode]") -> list[CellFinding]:
 
 
 def first_line_of(source: str) -> str:
-    """Return the line that tells a cell apart, shortened: the first that is no marker of nbval."""
-    lines = [line.strip() for line in source.splitlines() if line.strip()]
-    telling = [line for line in lines if not line.startswith("# NBVAL_")]
-    return next(iter(telling or lines), "")[:60]
+    """Return the line that tells a cell apart, shortened: the first that is not blank."""
+    return next((line.strip() for line in source.splitlines() if line.strip()), "")[:60]
 
 
 def _earlier_stages(

@@ -129,6 +129,7 @@ COPIED: Final = (
     "docker/kubernetes/**/*.yaml",
     "docker/monitoring/**/*.json",
     "docker/monitoring/**/*.md",
+    "docs/native.md",  # notebook 07 names it
     "docker/monitoring/**/*.y*ml",
     "labkit/**/*.py",
     "labkit/backends/README.md",

@@ -26,7 +26,7 @@ from labkit.workspace import project_root
 FOLDER = project_root() / "notebooks"
 NAMES = (*STAGES, *PRACTICE)
 PATHS = [FOLDER / f"{name}.ipynb" for name in NAMES]
-CHECKED = "NBVAL_CHECK_OUTPUT"
+CHECKED = "nbval-check-output"  # the tag of a cell whose output nbval compares
 LONG_CELL = 45  # lines; a cell is as long as its idea, so this is a question, not a limit
 Ran = tuple["subprocess.CompletedProcess[str]", Path]
 
@@ -58,7 +58,7 @@ def test_outputs_are_stored_and_clean(path: Path) -> None:
 
 @notebooks
 def test_deterministic_cells_are_marked_for_comparison(path: Path) -> None:
-    marked = [cell for cell in code_cells(read(path)) if CHECKED in cell.source]
+    marked = [cell for cell in code_cells(read(path)) if CHECKED in cell.metadata.get("tags", [])]
     assert marked
     assert all(cell.outputs for cell in marked), "a marked cell without output compares nothing"
 
@@ -219,7 +219,9 @@ def test_served_answers_are_those_of_each_models_own_runtime(
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
     notebook = nbformat.v4.new_notebook()
-    cell = nbformat.v4.new_code_cell(f"# {CHECKED}\nprint(6 * 7)", execution_count=1)
+    cell = nbformat.v4.new_code_cell(
+        "print(6 * 7)", execution_count=1, metadata={"tags": [CHECKED]}
+    )
     cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text="42\n")]
     notebook.cells = [cell]
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
@@ -234,7 +236,7 @@ def test_a_sound_notebook_passes_nbval(tiny: Path) -> None:
 @pytest.mark.parametrize("fault", ["print(6 * 8)", "1 / 0", "import sys; sys.exit(0)"])
 def test_a_broken_notebook_really_fails_nbval(tiny: Path, fault: str) -> None:
     notebook = read(tiny / "tiny.ipynb")
-    notebook.cells[0].source = f"# {CHECKED}\n{fault}"
+    notebook.cells[0].source = fault
     nbformat.write(notebook, tiny / "tiny.ipynb")
     assert nbval(tiny, tiny, "tiny.ipynb").returncode != 0
 

@@ -16,10 +16,9 @@ from typing import Any
 
 import pytest
 from cases import Both, Difference, scaled, script, shift, total, twice
-from fidelity.explicit import MODES, ExplicitServer
+from fidelity.explicit import ExplicitServer, server_of_accepted
 
 from labkit.repository_check import ERROR, check_repository
-from labkit.server.refused import refused_here
 
 PAIRS = int(os.environ.get("LABKIT_PAIRS", "200"))
 SEED = 20_261_129
@@ -229,14 +228,7 @@ def test_check_and_serve_agree(runtime: str, tmp_path: Path) -> None:
 def _held(repository: Path, part: list[Any], runtime: str, disagreed: list[str]) -> int:
     """Compare check with a server for one repository; return how many models are served."""
     names = [name for name, *_ in part]
-    before = refused_here([repository / name for name in names], runtime)
-    server = ExplicitServer(
-        repository,
-        models=[name for name in names if name not in before],
-        extra_args=MODES,
-        runtime=runtime,
-        log_path=repository.parent / f"{repository.name}.log",
-    )
+    server, before = server_of_accepted(repository, names, runtime)
     # The core of this release may die of a load beside an unload: natively one after the other,
     # and all stay. A stand-in's models are processes, so that they go again.
     with server, ThreadPoolExecutor(1 if runtime == "native" else 2) as pool:

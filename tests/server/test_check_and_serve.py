@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import CASES, TWICE, XY, Case
-from fidelity.explicit import MODES, ExplicitServer
+from fidelity.explicit import ExplicitServer, server_of_accepted
 
 from labkit.repository_check import ERROR, WARNING, check_repository
 from labkit.server import ModelLoadError, TritonServer
-from labkit.server.refused import refused_here
 
 PAIRS = [
     pytest.param(runtime, name, marks=[pytest.mark.native] if runtime == "native" else [])
@@ -28,15 +27,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     cases = {name: case for name, case in CASES.items() if runtime in case.runtimes}
     for name, case in cases.items():
         case.write(root / name)
-    before = refused_here([root / name for name in cases], runtime)
-    made = ExplicitServer(
-        root,
-        models=[name for name in cases if name not in before],
-        extra_args=MODES,
-        runtime=runtime,
-        log_path=root.parent / f"{runtime}.log",
-    )
-    with made as started:
+    with server_of_accepted(root, cases, runtime)[0] as started:
         yield started
 
 

@@ -3,11 +3,12 @@
 import http.client
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from labkit.server import TritonServer
+from labkit.server.refused import refused_here
 
 MODES = ["--model-control-mode=explicit", "--log-verbose=0"]
 
@@ -45,3 +46,21 @@ class ExplicitServer(TritonServer):
     def config(self, model: str) -> dict[str, Any]:
         """Return a loaded model's configuration."""
         return json.loads(self.call(f"/v2/models/{model}/config")[1])
+
+
+def server_of_accepted(
+    repository: Path, names: Collection[str], runtime: str
+) -> tuple[ExplicitServer, dict[str, Any]]:
+    """Return a server of those models that are not refused before it starts, and the others.
+
+    Its log is beside the repository.
+    """
+    refused = refused_here([repository / name for name in names], runtime)
+    server = ExplicitServer(
+        repository,
+        models=[name for name in names if name not in refused],
+        extra_args=MODES,
+        runtime=runtime,
+        log_path=repository.with_name(f"{repository.name}-{runtime}.log"),
+    )
+    return server, refused
