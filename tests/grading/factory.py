@@ -51,7 +51,7 @@ RUBRIC = (
     ("ex-05-split", 4, "A split of cores", 2, True, "instances times threads"),
     ("05.configs", 4, "Every configuration fits its files", 6, True, "run `labkit check`"),
     ("05.served", 4, "The server loads and answers with every variant", 8, False, "SECRET log"),
-    ("ex-06-endpoint", 5, "The right endpoint", 2, True, "v2/models"),
+    ("ex-06-body", 5, "The binary body", 2, True, "v2/models"),
     ("ex-06-split", 5, "Time split into queue and compute", 2, True, "differences of counters"),
     ("06.answers", 5, "Answers of every variant", 6, True, "preprocess as in training"),
     ("ex-07-little", 6, "Little's law", 2, True, "rate times time"),

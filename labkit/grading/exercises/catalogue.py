@@ -57,14 +57,7 @@ CATALOGUE = (
     Exercise("ex-04-broken", "04_quantize", "broken_layer", data.broken_cases),
     Exercise("ex-05-repair", "05_configure", "repair", serving.repair_cases),
     Exercise("ex-05-names", "05_configure", "argument_positions", serving.names_cases),
-    Exercise(  # without `server`, whose attributes are the answers
-        "ex-06-endpoint",
-        "06_serve",
-        "endpoint",
-        serving.endpoint_cases,
-        needs_server=True,
-        limit_s=LONG_CALL_S,
-    ),
+    Exercise("ex-06-body", "06_serve", "binary_body", serving.body_cases),
     Exercise(
         "ex-06-split",
         "06_serve",

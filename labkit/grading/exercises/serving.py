@@ -1,5 +1,7 @@
 """Hidden cases for the exercises of notebooks 05 and 06: configurations, and a running server."""
 
+import base64
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -100,15 +102,42 @@ def names_cases(seed: int) -> list[Case]:
     ]
 
 
-def endpoint_cases(seed: int) -> list[Case]:
-    """`endpoint(address)`: which of the three ports it is; the order is part of the secret."""
-    rng = generator(seed, "ex-06-endpoint")
-    labels = {"http": "HTTP", "grpc": "gRPC", "metrics": "metrics"}
-    kinds = [str(kind) for kind in rng.permutation(list(labels))]
+def body_cases(seed: int) -> list[Case]:
+    """`binary_body(batch)`: the request in KServe's binary tensor data extension, and its split."""
+    rng = generator(seed, "ex-06-body")
+
+    def case(label: str, count: int) -> Case:
+        batch = draw_images(rng, count)
+        return Case(label, [array(batch)], _same_request(batch))
+
+    few = int(rng.integers(2, 7))
     return [
-        Case(f"the port is that of {labels[kind]}", [{"$address": kind}], equals(kind))
-        for kind in kinds
+        case("there is one image", 1),
+        case("there are a few images", few),
+        case("there are so many images that the lengths have more digits", few + 9),
     ]
+
+
+def _same_request(batch: np.ndarray) -> Oracle:
+    """Accept a body that says what `batch` is, asks for binary logits, and holds its bytes."""
+    data = batch.tobytes()
+    described = ("input", list(batch.shape), "FP32", len(data))
+
+    def oracle(answer: Any) -> bool:
+        try:
+            text, length = answer
+            body = base64.b64decode(text, validate=True)
+            head = json.loads(body[:length])
+            [tensor] = head["inputs"]
+            size = tensor["parameters"]["binary_data_size"]
+            said = (tensor["name"], tensor["shape"], tensor["datatype"], size)
+            binary = [output["parameters"]["binary_data"] for output in head["outputs"]
+                      if output["name"] == "logits"]  # fmt: skip
+        except Exception:  # untrusted: whatever is met in it, it is not right
+            return False
+        return said == described and binary == [True] and body[length:] == data
+
+    return oracle
 
 
 def served_network(seed: int) -> tuple[np.ndarray, np.ndarray]:

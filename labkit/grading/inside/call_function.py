@@ -33,7 +33,7 @@ class UnfitAnswer(Exception):
 
 
 def plain(value: Any, depth: int = 0) -> Any:
-    """Turn a value into what JSON knows; arrays and tuples become lists, NaN and infinity null.
+    """Turn a value into what JSON knows: arrays become lists, bytes base64, NaN and infinity null.
 
     Raises:
         UnfitAnswer: it is of a kind that no exercise asks for, too large, or nested too deeply.
@@ -47,6 +47,10 @@ def plain(value: Any, depth: int = 0) -> Any:
         value = value.tolist()
     elif isinstance(value, np.generic):
         value = value.item()
+    elif isinstance(value, bytes | bytearray):
+        if len(value) > MAX_ANSWER_BYTES:
+            raise UnfitAnswer("TooLarge")
+        return base64.b64encode(value).decode()
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, numbers.Real):  # a fraction, too
@@ -64,10 +68,10 @@ def read_array(value: dict[str, Any]) -> Any:
     return data.reshape(value["shape"]).copy()  # a student's code may write into it
 
 
-def read(value: Any, addresses: dict[str, str], folder: Path) -> Any:
+def read(value: Any, folder: Path) -> Any:
     """Return the object that one value of a request stands for."""
     if isinstance(value, list):
-        return [read(entry, addresses, folder) for entry in value]
+        return [read(entry, folder) for entry in value]
     if not isinstance(value, dict):
         return value
     kind = next(iter(value), "")
@@ -78,12 +82,10 @@ def read(value: Any, addresses: dict[str, str], folder: Path) -> Any:
     if kind == "$service":
         return read_service(value)
     if kind == "$tuple":
-        return tuple(read(entry, addresses, folder) for entry in value[kind])
+        return tuple(read(entry, folder) for entry in value[kind])
     if kind == "$path":
         return folder / value[kind]
-    if kind == "$address":
-        return addresses[value[kind]]
-    return {key: read(entry, addresses, folder) for key, entry in value.items()}
+    return {key: read(entry, folder) for key, entry in value.items()}
 
 
 def read_service(value: dict[str, Any]) -> Any:
@@ -133,7 +135,7 @@ def answer(request: dict[str, Any], names: dict[str, Any]) -> dict[str, Any]:
         function = names.get(request["function"])
         if not callable(function):
             return {"error": "Undefined"}
-        arguments = [read(value, addresses, folder) for value in request["arguments"]]
+        arguments = [read(value, folder) for value in request["arguments"]]
         try:
             value = function(*arguments)
             if request["asks"] == "file":
