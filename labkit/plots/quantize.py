@@ -36,7 +36,7 @@ def side_by_side(
     rows: Mapping[str, Judged],
     comparison: Comparison,
     latencies: Mapping[str, Latency],
-    limit: float = 0.5,
+    limit: float,
 ) -> Figure:
     """Show accuracy lost, agreement, size, latency and speed of every variant.
 
