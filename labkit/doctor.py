@@ -104,11 +104,19 @@ def _guarded(name: str, check: Callable[[], Check]) -> Check:
 
 
 def check_python(version: tuple[int, ...]) -> Check:
-    """The interpreter that runs the lab, as (major, minor, micro)."""
+    """The interpreter that runs the lab, as (major, minor, micro); a newer one needs a stub."""
+    from labkit.server.native.built import built_stub
+
     found = ".".join(map(str, version[:3]))
     if tuple(version[:2]) in PYTHONS:
         return Check("Python", "ok", found)
-    return Check("Python", "missing", found, "install Python 3.11, 3.12 or 3.13, then: make env")
+    newer = tuple(version[:2]) > PYTHONS[-1]
+    if newer and built_stub():
+        advice = "the lab was not tried with this Python; the stub that was built for it serves"
+        return Check("Python", "warning", found, advice)
+    build = " Or, with g++: labkit triton build" if newer else ""
+    advice = f"install Python 3.11, 3.12 or 3.13, then: make env.{build}"
+    return Check("Python", "missing", found, advice)
 
 
 def installed_versions() -> dict[str, str]:

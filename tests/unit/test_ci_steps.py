@@ -123,6 +123,31 @@ def test_steps_that_pass_end_with_one_line(
     assert "failed (not fatal)" in output
 
 
+def test_native_backends_that_could_not_be_built_are_no_passed_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    import run_steps
+
+    monkeypatch.setenv("LABKIT_CACHE", str(tmp_path))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert run_steps.main(["native"]) == 0
+    output = capsys.readouterr().out
+    assert "failed (not fatal)" in output and "0 of 1 steps passed" in output
+
+
+def test_what_a_newer_python_serves_with_is_built_before_it_is_asked_for() -> None:
+    """Without a stub in the wheel, `triton fetch` refuses until one is built."""
+    done = subprocess.run(
+        ["make", "--dry-run", "server"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    commands = [line for line in done.stdout.splitlines() if "labkit triton" in line]
+    assert [line.split("labkit triton ")[1] for line in commands] == [
+        "build --if-possible",
+        "fetch",
+    ]
+
+
 UNSTEADY = """
 import os
 from pathlib import Path

@@ -39,9 +39,19 @@ def needs(monkeypatch: pytest.MonkeyPatch) -> None:
         ((3, 14, 0), "missing"),
     ],
 )
-def test_python(version: tuple[int, ...], status: str) -> None:
+def test_python(version: tuple[int, ...], status: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("labkit.server.native.built.built_stub", lambda: None)
     check = doctor.check_python(version)
     assert (check.status, check.detail) == (status, ".".join(map(str, version)))
+    assert ("labkit triton build" in check.advice) == (version >= (3, 14))
+
+
+def test_a_newer_python_serves_with_a_stub_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("labkit.server.native.built.built_stub", lambda: tmp_path)
+    assert doctor.check_python((3, 14, 0)).status == "warning"
+    assert doctor.check_python((3, 10, 9)).status == "missing"
 
 
 def test_pins_are_read_by_canonical_name(constraints: Path) -> None:
