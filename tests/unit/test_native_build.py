@@ -282,7 +282,7 @@ def test_a_pytorch_without_its_header_is_no_full_disk(
     monkeypatch.setattr(build, "_unpack_wheel", lambda wheel, scratch, folder, rename: None)
     monkeypatch.setattr(build, "engine_package", lambda backend: tmp_path / "torch")
     compiler = build.Compiler("g++", tmp_path, tmp_path / "log", lambda line: None)
-    with pytest.raises(BuildError, match=r"dlpack\.h is missing: this PyTorch"):
+    with pytest.raises(BuildError, match=r"dlpack\.h is missing: install PyTorch anew"):
         build._build_stub(compiler, tmp_path)
 
 
