@@ -208,6 +208,27 @@ def test_ci_runs_make_test_and_says_what_must_not_be_skipped() -> None:
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
 
 
+def test_ci_tests_also_where_the_package_index_is_away(tmp_path: Path) -> None:
+    programs = {
+        "bin/make": 'echo "$*" >> made',
+        "bin/id": "echo 1000",  # not root: nothing is installed
+        ".venv/bin/python": "exit 7",  # uv, which asks the index
+    }
+    for name, text in programs.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{text}\n")
+        path.chmod(0o755)
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci")
+    environment = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        [tmp_path / ".ci" / "run"], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert (tmp_path / "made").read_text().split("\n")[:2] == ["env", "test"]
+    assert done.returncode == 7 and "CI FAILED" in done.stdout
+
+
 def test_a_run_that_is_told_to_end_takes_its_step_along(tmp_path: Path) -> None:
     """SIGTERM, as a cancelled CI sends it: a step has a session of its own and would live on."""
     sleeper = f"import time, os; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))"
