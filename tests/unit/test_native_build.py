@@ -221,6 +221,15 @@ def test_another_version_of_a_library_is_another_build(
     assert built.built_stub() is None
 
 
+def test_what_an_older_system_cannot_load_is_not_taken_from_a_shared_cache(
+    compiler: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build.build_all(lambda line: None)
+    assert built.built_backends() and built.built_stub()
+    monkeypatch.setattr(built.platform, "libc_ver", lambda: ("glibc", "2.1"))
+    assert built.built_backends() is None and built.built_stub() is None
+
+
 def test_a_compile_error_names_its_log_and_leaves_nothing(compiler: Path, tmp_path: Path) -> None:
     write(compiler, "echo 'a.cc:1:2: error: no such thing'; exit 1")
     with pytest.raises(BuildError) as error:
