@@ -40,8 +40,8 @@ data: env ## Fetch CIFAR-10 into the cache and verify it
 	@$(VENV_PYTHON) -m labkit data
 
 server: env ## Fetch the Triton server into the cache; build its native backends where that is possible
-	@$(VENV_PYTHON) -m labkit triton fetch
 	@$(VENV_PYTHON) -m labkit triton build --if-possible
+	@$(VENV_PYTHON) -m labkit triton fetch
 
 lab: env data server ## Run the whole lab headless and write the report
 	@$(VENV_PYTHON) -m labkit run --profile $(PROFILE)

@@ -71,6 +71,7 @@ def run_checks(root: Path | None = None) -> list[Check]:
         ("cores", lambda: check_cores(available_cores(), os.environ)),
         ("memory", lambda: check_memory(psutil.virtual_memory().total)),
         ("container", lambda: container),
+        ("nginx", check_nginx),
         ("GPU", check_gpu),
         *_GRADING_CHECKS,
     )
@@ -104,11 +105,19 @@ def _guarded(name: str, check: Callable[[], Check]) -> Check:
 
 
 def check_python(version: tuple[int, ...]) -> Check:
-    """The interpreter that runs the lab, as (major, minor, micro)."""
+    """The interpreter that runs the lab, as (major, minor, micro); a newer one needs a stub."""
+    from labkit.server.native.built import built_stub
+
     found = ".".join(map(str, version[:3]))
     if tuple(version[:2]) in PYTHONS:
         return Check("Python", "ok", found)
-    return Check("Python", "missing", found, "install Python 3.11, 3.12 or 3.13, then: make env")
+    newer = tuple(version[:2]) > PYTHONS[-1]
+    if newer and built_stub():
+        advice = "the lab was not tried with this Python; the stub that was built for it serves"
+        return Check("Python", "warning", found, advice)
+    build = " Or, with g++: labkit triton build" if newer else ""
+    advice = f"install Python 3.11, 3.12 or 3.13, then: make env.{build}"
+    return Check("Python", "missing", found, advice)
 
 
 def installed_versions() -> dict[str, str]:
@@ -136,20 +145,29 @@ def check_packages(constraints: Path, installed: dict[str, str]) -> Check:
     """Every direct dependency is there, and what is there has its pinned version."""
     needed = {canonical(name) for name in _direct_dependencies()}
     if absent := sorted(needed - installed.keys()):
-        return Check("packages", "missing", f"not installed: {', '.join(absent)}", "make env")
+        detail = f"not installed: {', '.join(absent)}"
+        return Check("packages", "missing", detail, _install(absent))
     if not constraints.is_file():
         return Check("packages", "ok", f"{len(needed)} needed, all there; no pins to compare with")
     pins = read_pins(constraints)
     present = sorted(pins.keys() & installed.keys())
-    other = [f"{name} {installed[name]}" for name in present if installed[name] != pins[name]]
+    other = [name for name in present if installed[name] != pins[name]]
     if other:
+        found = _some(f"{name} {installed[name]}" for name in other)
         return Check(
             "packages",
             "warning",
-            f"{len(other)} of {len(present)} differ from constraints.txt: {_some(other)}",
-            "make env; other versions may well work, but are not what the lab was tested with",
+            f"{len(other)} of {len(present)} differ from constraints.txt: {found}",
+            f"{_install(f'{name}=={pins[name]}' for name in other)}; other versions may well work, "
+            "but are not what the lab was tested with",
         )
     return Check("packages", "ok", f"{len(present)}, all at the version in constraints.txt")
+
+
+def _install(wanted: Iterable[str]) -> str:
+    """Return the command that installs packages: `make env` in the lab's own environment only."""
+    own = Path(sys.prefix).resolve() == (project_root() / ".venv").resolve()
+    return "make env" if own else f"pip install {' '.join(wanted)}"
 
 
 # What each part of the lab imports; in somebody else's environment a package may be missing.
@@ -176,7 +194,7 @@ def check_parts(installed: Collection[str]) -> Check:
         return Check("parts", "ok", f"all work: {', '.join(works)}")
     lacking = sorted({name for names in absent.values() for name in names})
     detail = f"work: {', '.join(works) or 'none'}; do not: {', '.join(broken)}"
-    return Check("parts", "missing", detail, f"make env, or: pip install {' '.join(lacking)}")
+    return Check("parts", "missing", detail, _install(lacking))
 
 
 def _direct_dependencies() -> list[str]:
@@ -236,10 +254,12 @@ def check_runtime() -> Check:
         return Check("runtime", "ok", detail, "" if runtime == "container" else two_onnxruntimes())
     try:
         find_compiler()
-        advice = "optional: labkit triton build compiles Triton's own backends, in about 2 minutes"
+        advice = "labkit triton build compiles Triton's own backends, in about 2 minutes"
     except LabError as error:
-        advice = f"optional: {error}"
-    return Check("runtime", "ok", detail, advice)
+        advice = str(error)
+    if runtime == "native" and not built_backends():  # asked for: no server would start
+        return Check("runtime", "missing", detail, f"{advice}; or unset LABKIT_RUNTIME")
+    return Check("runtime", "ok", detail, f"optional: {advice}")
 
 
 def _start_problem(executable: Path, libraries: Path) -> str:
@@ -394,6 +414,16 @@ def check_container() -> Check:
         advice = "optional: only for docker/; start the engine, or join its group"
         return Check("container", "warning", f"{engine} is installed, but does not answer", advice)
     return Check("container", "ok", f"{engine} {answer}")
+
+
+def check_nginx() -> Check:
+    """nginx, behind which notebook 09 and the drills put several servers."""
+    from labkit.operate.programs import MissingProgram, find_program
+
+    try:
+        return Check("nginx", "ok", str(find_program("nginx")))
+    except MissingProgram as error:
+        return Check("nginx", "warning", str(error), "only notebook 09 and the drills need it")
 
 
 def check_gpu() -> Check:

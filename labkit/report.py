@@ -212,6 +212,12 @@ _CLAIMS: dict[str, tuple[tuple[str, str, str, str], ...]] = {
     ),
     "A raw image in, a label out": (
         (
+            "What computed here",
+            "pipeline.json",
+            f"/variants/{PIPELINE}/runtime",
+            "runtime of cifar10_onnx; the step before it is a Python model in each",
+        ),
+        (
             "Raw pixels against floats",
             "pipeline.json",
             "/same_answers",
@@ -237,6 +243,7 @@ _CLAIMS: dict[str, tuple[tuple[str, str, str, str], ...]] = {
         ),
     ),
     "Batching, instances, threads": (
+        ("What computed here", "tune.json", "/runtime", "runtime behind every value of 07"),
         (
             "One instance, one thread",
             "tune.json",

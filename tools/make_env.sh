@@ -68,11 +68,17 @@ install_torch() {
 
 started=$(date +%s)
 torch_index="${2:-}"
+needed_gb=10
+why=" (PyTorch's Linux wheels bring CUDA along; TORCH_INDEX names another build)"
 case "$torch_index" in
     "" | *://*) download="about 3.4 GB to download, 6.8 GB on disk" ;;
     *) [ -d "$torch_index" ] || stop "TORCH_INDEX=$torch_index is neither a folder of wheels nor an index's address (of the form scheme://host/path): PyTorch's installation page names the address for each build." ;;
 esac
-[ -z "$torch_index" ] || download="PyTorch comes from $torch_index"
+if [ -n "$torch_index" ]; then
+    download="PyTorch comes from $torch_index"
+    needed_gb=5 # an environment without CUDA's libraries has 2.8 GB, and the wheels are kept beside it
+    why=""
+fi
 
 # An environment knows the folder it was made in: one that was moved, copied or lost its Python is made anew.
 if [ -d .venv ]; then
@@ -89,7 +95,7 @@ if [ ! -d .venv ]; then
     python=$(find_python "${1:-}")
     if [ "$(uname -s)" = Linux ]; then
         free_gb=$(df -Pk . | awk 'NR == 2 { print int($4 * 1.024e-6) }')
-        [ "$free_gb" -ge 10 ] || stop "10 GB of free disk are needed while installing (PyTorch's Linux wheels bring CUDA along); there are $free_gb GB."
+        [ "$free_gb" -ge "$needed_gb" ] || stop "$needed_gb GB of free disk are needed while installing$why; there are $free_gb GB."
         if [ "$(uname -m)" = x86_64 ]; then check_c_library "$python"; fi
     fi
     say "environment: .venv with $python ($(describe "$python")); $download"

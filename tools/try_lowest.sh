@@ -57,8 +57,8 @@ fi
 pip check || say "pip check: see above"
 cd "$clone"
 "$at/env/bin/labkit" doctor || say "labkit doctor: exit status $?"
-"$at/env/bin/labkit" triton fetch
 "$at/env/bin/labkit" triton build --if-possible
+"$at/env/bin/labkit" triton fetch
 "$at/env/bin/labkit" run --profile smoke
 "$at/env/bin/python" -c 'from importlib.metadata import version as v
 print("passed with", ", ".join(f"{n} {v(n)}" for n in ("torch", "torchvision", "numpy", "onnx", "onnxruntime", "openvino", "nncf", "tritonclient", "jupyterlab")))'

@@ -21,6 +21,9 @@ ENDPOINTS = ("http", "grpc", "metrics")
 # Below the ports that Linux gives to outgoing connections (32768 and above): the port of a replica
 # that is down must still be free when it comes back.
 FIRST_PORT, LAST_PORT = 20_000, 32_000
+# Whatever LABKIT_RUNTIME says: drills kill a model's own process and fill the shared memory between
+# it and the server, and only a stand-in has either.
+RUNTIME = "stand-in"
 KILL_TIMEOUT_S = 10.0
 METRICS_LIMIT_S = 10.0
 
@@ -114,7 +117,7 @@ class Replica:
             metrics_port=self.ports["metrics"],
             extra_args=self.extra_args,
             log_path=self.log_path,
-            runtime="stand-in",
+            runtime=RUNTIME,
             exit_timeout_s=self.exit_timeout_s,
         )
         self._server.start()

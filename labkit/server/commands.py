@@ -53,7 +53,7 @@ def build(
     from labkit.server.native.build import build_all, cannot_build
 
     if if_possible and (why := cannot_build()):
-        console.print(f"native backends: not built, the stand-ins serve ({escape(why)})")
+        console.print(_not_built(why))
         return
     try:
         with console.status("compiling …") as status:
@@ -65,7 +65,16 @@ def build(
     except BuildError as error:
         if not if_possible:
             raise
-        console.print(f"native backends: not built, the stand-ins serve ({escape(str(error))})")
+        console.print(_not_built(str(error)))
         return
     for line in lines:
         console.print(escape(line))
+
+
+def _not_built(why: str) -> str:
+    """Return the line for a build that is not whole."""
+    from labkit.server.native.built import built_backends
+
+    if built_backends():
+        return f"Python stub: not built, the wheel's serves ({escape(why)})"
+    return f"native backends: not built, the stand-ins serve ({escape(why)})"

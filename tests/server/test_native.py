@@ -14,13 +14,17 @@ import pytest
 import torch
 from asking import ids, infer
 from tiny_models import (
+    ACCELERATED,
     OPEN_X,
     OPEN_Y,
+    Double,
     TwoArguments,
     X,
     Y,
+    int8_double,
     save_double,
-    save_double_ir,
+    save_int8,
+    save_ir,
     save_torchscript,
     write_config,
 )
@@ -71,24 +75,43 @@ def repository_of(folder: Path) -> Path:
     version = write_config(folder / "double", "onnxruntime", X, Y)
     save_double(version / "model.onnx")
     version = write_config(folder / "ir", "openvino", OPEN_X, OPEN_Y, 0, parameters=LIMITS)
-    save_double_ir(version / "model.xml")
+    save_ir(version / "model.xml")
     return folder
 
 
+def every_kind(folder: Path) -> Path:
+    """Tiny models of the kinds that the lab serves, each `2 x` in FP32 or INT8."""
+    version = write_config(folder / "int8", "onnxruntime", X, Y)
+    save_int8(version / "model.onnx")
+    version = write_config(folder / "accelerated", "onnxruntime", X, Y, more=ACCELERATED)
+    save_double(version / "model.onnx")
+    version = write_config(folder / "ir_int8", "openvino", OPEN_X, OPEN_Y, 0, parameters=LIMITS)
+    save_ir(version / "model.xml", save_int8)
+    inputs, outputs = {"x__0": ("FP32", [4])}, {"y__0": ("FP32", [4])}
+    for name, module, instances in (("torch", Double(), 2), ("torch_int8", int8_double(), 1)):
+        version = write_config(folder / name, "pytorch", inputs, outputs, instances=instances)
+        save_torchscript(version / "model.pt", module)
+    return repository_of(folder)
+
+
 def test_it_starts_and_stops_again_and_again(tmp_path: Path) -> None:
-    repository = repository_of(tmp_path / "repository")
+    repository = every_kind(tmp_path / "repository")
+    models = sorted(path.name for path in repository.iterdir())
     x = np.ones((1, 4), np.float32)
     for _ in range(20):
         with TritonServer(repository, log_path=tmp_path / "log", runtime="native") as server:
-            for model in ("double", "ir"):
-                np.testing.assert_array_equal(infer(server, model, {"x": x})["y"], 2 * x)
+            for model in models:
+                (x_name, y_name) = ("x__0", "y__0") if "torch" in model else ("x", "y")
+                answer = infer(server, model, {x_name: x})[y_name]
+                np.testing.assert_allclose(answer, 2 * x, rtol=0.02 if "int8" in model else 0)
+        assert "Exit timeout expired" not in (tmp_path / "log").read_text()
         assert server.pid is None and server._run_folder is not None
         assert not server._run_folder.exists()
         assert not list(Path("/dev/shm").glob(f"{server._run_folder.name}*"))
 
 
 def test_nothing_is_left_when_it_is_killed_at_any_moment(tmp_path: Path) -> None:
-    repository = repository_of(tmp_path / "repository")
+    repository = every_kind(tmp_path / "repository")
     moments = random.Random(0)
     for _ in range(5):
         server = TritonServer(repository, log_path=tmp_path / "log", runtime="native")
@@ -170,7 +193,7 @@ def test_settings_that_would_end_the_server_are_refused(tmp_path: Path) -> None:
         save_torchscript(version / "model.pt", TwoArguments())
     padded = LIMITS | {"ENABLE_BATCH_PADDING": "YES"}
     version = write_config(repository / "padded", "openvino", X, Y, 4, parameters=padded)
-    save_double_ir(version / "model.xml")
+    save_ir(version / "model.xml")
     with pytest.raises(ModelLoadError, match="corrupts the memory") as error:
         TritonServer(repository, log_path=tmp_path / "log", runtime="native").start()
     assert set(error.value.models) == {"two", "padded"}

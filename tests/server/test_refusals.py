@@ -18,7 +18,7 @@ from tiny_models import (
     X,
     Y,
     save_double,
-    save_double_ir,
+    save_ir,
     save_onnx,
     save_tokens,
     save_torchscript,
@@ -138,7 +138,7 @@ def write_file(version: Path, case: Refused) -> None:
     if case.file == "torch":
         save_torchscript(version / "model.pt", TwoArguments())
     elif case.file == "ir":
-        save_double_ir(version / "model.xml")
+        save_ir(version / "model.xml")
     elif case.file == "tokens":
         save_tokens(version / "model.onnx")
         (version.parent / "warmup").mkdir()

@@ -1,6 +1,6 @@
 """Tiny models and their configurations, built for the tests: none of them knows about images."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from textwrap import indent
 
@@ -100,12 +100,27 @@ def save_double(path: Path, batch: int | str = "batch") -> None:
     )
 
 
-def save_double_ir(path: Path) -> None:
-    """The same as OpenVINO IR: `model.xml` and `model.bin`."""
+def save_int8(path: Path, batch: int | str = "batch") -> None:
+    """`y = 2 x` by INT8 weights and activations, exact where x is a multiple of 1/32 below 4."""
+    scale = np.array(1 / 32, np.float32)
+    zero = np.array(0, np.int8)
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["x_int8"]),
+        helper.make_node("DequantizeLinear", ["x_int8", "scale", "zero"], ["x_again"]),
+        helper.make_node("DequantizeLinear", ["weights", "scale", "zero"], ["two"]),
+        helper.make_node("MatMul", ["x_again", "two"], ["y"]),
+    ]
+    weights = (64 * np.eye(4)).astype(np.int8)
+    constants = {"scale": scale, "zero": zero, "weights": weights}
+    save_onnx(path, nodes, {"x": ("FP32", [batch, 4])}, {"y": ("FP32", [batch, 4])}, constants)
+
+
+def save_ir(path: Path, save: Callable[[Path], None] = save_double) -> None:
+    """An ONNX model as OpenVINO IR: `model.xml` and `model.bin`."""
     import openvino
 
     onnx_path = path.with_name("double.onnx")
-    save_double(onnx_path)
+    save(onnx_path)
     openvino.save_model(openvino.convert_model(onnx_path), path)
     onnx_path.unlink()
 
@@ -115,6 +130,21 @@ class TwoArguments(nn.Module):
 
     def forward(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         return first + 10 * second, second
+
+
+class Double(nn.Module):
+    """`2 x`, FP32 (N, 4)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+
+def int8_double() -> nn.Module:
+    """`2 x` by INT8 weights, as PyTorch quantizes them."""
+    linear = nn.Linear(4, 4, bias=False)
+    with torch.no_grad():
+        linear.weight.copy_(2 * torch.eye(4))
+    return torch.ao.quantization.quantize_dynamic(nn.Sequential(linear), {nn.Linear})
 
 
 class Words(nn.Module):
@@ -159,6 +189,9 @@ IMAGE = {"image": ("FP32", [2, 3]), "scale": ("INT32", [1])}
 SCALED = {"scaled": ("FP32", [2, 3])}
 X, Y = {"x": ("FP32", [4])}, {"y": ("FP32", [4])}
 OPEN_X, OPEN_Y = {"x": ("FP32", [-1, 4])}, {"y": ("FP32", [-1, 4])}
+ACCELERATED = (
+    'optimization { execution_accelerators { cpu_execution_accelerator { name: "openvino" } } }'
+)
 IDS, MEAN = {"ids": ("INT64", [-1])}, {"mean": ("FP32", [4])}
 
 
@@ -215,13 +248,12 @@ def write_repository(root: Path, runtime: str, strings: bool) -> Path:
         "onnxruntime",
         X,
         Y,
-        more='optimization { execution_accelerators { cpu_execution_accelerator { name: "openvino" '
-        "} } }",
+        more=ACCELERATED,
     )
     save_double(version / "model.onnx")
     limits = {"INFERENCE_NUM_THREADS": "1", "NUM_STREAMS": "1", "PERFORMANCE_HINT": "LATENCY"}
     version = write_config(root / "ir", "openvino", OPEN_X, OPEN_Y, 0, parameters=limits)
-    save_double_ir(version / "model.xml")
+    save_ir(version / "model.xml")
     version = write_config(
         root / "openvino_onnx",
         "openvino",
@@ -233,12 +265,12 @@ def write_repository(root: Path, runtime: str, strings: bool) -> Path:
     )
     save_tokens(version / "model.onnx")
     version = write_config(root / "static", "openvino", X, Y, 4, parameters=limits)
-    save_double_ir(version / "model.xml")
+    save_ir(version / "model.xml")
     threads = {"INTRA_OP_THREAD_COUNT": "1"}
     if runtime != "native":  # where padding corrupts the heap, and a second model may not set these
         padding = limits | {"ENABLE_BATCH_PADDING": "YES"}
         version = write_config(root / "padded", "openvino", X, Y, 4, parameters=padding)
-        save_double_ir(version / "model.xml")
+        save_ir(version / "model.xml")
         threads["INTER_OP_THREAD_COUNT"] = "1"
     version = write_config(  # arguments by name, in the other order; outputs by number, one of two
         root / "torch_named",

