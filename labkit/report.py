@@ -102,7 +102,7 @@ _HOLDS_IF: dict[str, Any] = {
 }
 NO_ENGINE = (
     "no container engine was used in this run; docker/compose.yaml starts the official image on "
-    "the same repository, and tests hold its text"
+    "the same repository"
 )
 
 # Every claim besides the table of variants: section → (title, file, pointer, what the value means).
