@@ -14,11 +14,14 @@ INTERVAL_S = 0.05
 
 
 @contextlib.contextmanager
-def no_secret_shown(*expected: str) -> Iterator[None]:
+def no_secret_shown(*expected: str) -> Iterator[set[str]]:
     """Put a secret into the environment, and read the command line of whatever starts meanwhile.
 
     Args:
         expected: What must be seen among the command lines, so that they were looked at at all.
+
+    Yields:
+        The command lines seen so far.
     """
     seen: set[str] = set()
     done = threading.Event()
@@ -34,7 +37,7 @@ def no_secret_shown(*expected: str) -> Iterator[None]:
         watcher = threading.Thread(target=look, daemon=True)
         watcher.start()
         try:
-            yield
+            yield seen
         finally:
             done.set()
             watcher.join()

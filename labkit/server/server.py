@@ -58,7 +58,9 @@ class TritonServer:
         config_name: Prefer `configs/<config_name>.pbtxt` over a model's `config.pbtxt`.
         allow_python_models: Let Python code of a repository that is not the lab's own run: with
             all rights of the user who starts the server.
-        exit_timeout_s: How long a stop waits for open connections and in-flight requests.
+        exit_timeout_s: How long a stop waits for open connections and in-flight requests. An HTTP
+            connection that a client keeps open uses all of it up, and the log ends with "Exit
+            timeout expired": end a client's session before the server.
         start_timeout_s: How long all models may take to become ready.
     """
 

@@ -290,13 +290,13 @@ def test_nothing_of_the_instructors_is_in_it(edition: Path) -> None:
         ".git",
         ".venv",
         "runs",
-        "docs",
         "__pycache__",
     }
     assert parts & unwanted == set()
+    assert [name for name in names if name.startswith("docs/")] == ["docs/native.md"]
     assert {name for name in names if name.endswith((".onnx", ".pt", ".pyc", ".plan"))} == set()
     assert {name.split("/")[0] for name in names} == {
-        *("docker", "labkit", "model_repository", "notebooks", "tools"),
+        *("docker", "docs", "labkit", "model_repository", "notebooks", "tools"),
         *("LICENSE", "Makefile", "README.md", "constraints.txt", "environment.yml"),
         *("pyproject.toml", ".dockerignore", ".gitignore"),
     }

@@ -26,3 +26,4 @@ ENGINES_WORDS = {
     "o_empty": "ONNX Runtime's words for an empty file",
     "t_empty": "PyTorch's words for an empty file",
 }
+NATIVE_WORDS = {"o_empty": "ONNX Runtime 1.24 says it in other words than the 1.19 of that release"}

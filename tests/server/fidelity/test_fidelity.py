@@ -20,7 +20,7 @@ import pytest
 
 from fidelity.explicit import MODES, ExplicitServer
 from fidelity.models import write_models
-from fidelity.on_purpose import CONFIGURATIONS, ENGINES_WORDS, NO_EXAMPLE, REQUESTS
+from fidelity.on_purpose import CONFIGURATIONS, ENGINES_WORDS, NATIVE_WORDS, NO_EXAMPLE, REQUESTS
 from fidelity.requests_sent import Sent, all_requests
 
 pytestmark = pytest.mark.timeout(1200)
@@ -194,7 +194,7 @@ def held(
 
 
 def test_configurations_load_or_are_refused_as_natively(seen: Seen) -> None:
-    purposes = ENGINES_WORDS if seen.runtime == "native" else CONFIGURATIONS | ENGINES_WORDS
+    purposes = NATIVE_WORDS if seen.runtime == "native" else CONFIGURATIONS | ENGINES_WORDS
     held(native_configurations(), seen.configurations, purposes, LOADED_SHARE)
 
 
