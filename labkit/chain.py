@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -67,6 +67,7 @@ class StageResult:
         reason: One sentence; empty when passed.
         seconds: Wall-clock time.
         notebook: The executed notebook.
+        timed_out: Whether it was stopped at its wall-clock limit.
         log: Everything the notebook and papermill printed.
         checks: What the stage's files were held against.
     """
@@ -78,6 +79,7 @@ class StageResult:
     notebook: str
     log: str
     checks: list[CheckResult] = field(default_factory=list)
+    timed_out: bool = False
 
 
 @dataclass(frozen=True)
@@ -197,13 +199,14 @@ def run_stage(
     executed.unlink(missing_ok=True)  # evidence of an earlier run is no evidence of this one
     workspace.forget(stage)
     begin = time.monotonic()
-    reason = _unfit(source)
+    reason, timed_out = _unfit(source), False
     if not reason:
         timed_out = _execute(
             source, executed, log_path, workspace, profile, on_progress, begin + limit_s
         )
-        reason = f"stopped after {limit_s:.0f} s" if timed_out else ""
-        reason = "; ".join(filter(None, [reason, cell_failure(executed)]))
+        reason = cell_failure(executed, timed_out)
+        if timed_out:
+            reason = f"took longer than {limit_s:.0f} s: {reason or 'every cell had run'}"
     checks = [] if reason else check_stage(stage, workspace, profile)
     if failed := [check for check in checks if not check.passed]:
         reason = "; ".join(
@@ -217,6 +220,7 @@ def run_stage(
         str(executed),
         str(log_path),
         checks,
+        timed_out,
     )
 
 
@@ -251,7 +255,7 @@ def _execute(
     hidden = {"LABKIT_PROFILE", "LABKIT_WORKSPACE"}  # the parameters decide, and nothing else
     environment = {key: value for key, value in os.environ.items() if key not in hidden}
     environment |= PAPERMILL_ENVIRONMENT
-    begin = time.monotonic()
+    begin, numbers = time.monotonic(), code_cell_numbers(source)
     with log_path.open("wb") as stream, stopped_at_the_end():
         child = subprocess.Popen(
             command,
@@ -265,9 +269,8 @@ def _execute(
         while child.poll() is None:
             if time.monotonic() > deadline:
                 return True
-            on_progress(
-                Progress(source.stem, time.monotonic() - begin, progress_line(_tail(log_path)))
-            )
+            line = progress_line(_tail(log_path), numbers)
+            on_progress(Progress(source.stem, time.monotonic() - begin, line))
             time.sleep(POLL_S)
     return False
 
@@ -327,22 +330,39 @@ _CELL = re.compile(r"Executing Cell (\d+)-")  # papermill's own line before a ce
 _STRAY = re.compile(r"<\w+ size .*>$|[IWEF]\d{4} \d\d:\d\d:|Ending Cell \d+-")  # a figure, a server
 
 
-def progress_line(text: str) -> str:
+def code_cell_numbers(source: Path) -> list[int]:
+    """Return for each cell, as papermill runs them, how many code cells there are up to it.
+
+    Counted as in `CellFinding`: blank cells are none, and papermill's own parameters are one.
+    """
+    import nbformat
+
+    numbers = [0]
+    for cell in nbformat.read(source, as_version=4).cells:
+        numbers.append(numbers[-1] + (cell.cell_type == "code" and bool(cell.source.strip())))
+        if "parameters" in cell.metadata.get("tags", []):
+            numbers.append(numbers[-1] + 1)
+    return numbers[1:]
+
+
+def progress_line(text: str, numbers: Sequence[int]) -> str:
     """Return what the running cell is, and what it printed last, from the end of a log.
 
     Args:
         text: The log as papermill writes it, or its end.
+        numbers: See `code_cell_numbers`; papermill itself counts texts, too.
 
     Returns:
-        Such as `cell 12: epoch 3 of 8, …`; what an earlier cell printed, figures and lines of a
-        server's log are left out.
+        Such as `code cell 12 of 35: epoch 3 of 8, …`; what an earlier cell printed, figures and
+        lines of a server's log are left out.
     """
     begun = list(_CELL.finditer(text))
     if not begun:
         return ""
     printed = (line.strip() for line in text[begun[-1].end() :].splitlines()[1:])
     own = [line for line in printed if line and not _STRAY.match(line)]
-    return f"cell {begun[-1][1]}" + (f": {own[-1][:120]}" if own else "")
+    cell = f"code cell {numbers[int(begun[-1][1]) - 1]} of {numbers[-1]}"
+    return cell + (f": {own[-1][:120]}" if own else "")
 
 
 def _tail(path: Path) -> str:
@@ -352,11 +372,12 @@ def _tail(path: Path) -> str:
         return stream.read().decode(errors="replace")
 
 
-def cell_failure(executed: Path) -> str:
+def cell_failure(executed: Path, timed_out: bool = False) -> str:
     """Say what an executed notebook shows to have gone wrong; empty when every cell ran.
 
     A code cell counts as run only when it has an execution count and no error output; counts must
-    rise, so that a kernel that was restarted in the middle is noticed.
+    rise, so that a kernel that was restarted in the middle is noticed. A notebook that was stopped
+    at its limit was in the first cell that has no count.
     """
     if not executed.is_file():
         return "papermill left no executed notebook; see the log"
@@ -370,6 +391,8 @@ def cell_failure(executed: Path) -> str:
     for cell in findings:
         if cell.ename:
             return f"{cell.where}: {cell.ename}: {cell.evalue}"
+        if not cell.ran and timed_out:
+            return f"it was in {cell.where}"
         if not cell.ran:
             return f"{cell.where} did not run: the kernel was stopped, killed or left before it"
     return "" if findings else "the notebook has no code cell"

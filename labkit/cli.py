@@ -98,10 +98,13 @@ def run(
     last = results[-1]
     total = sum(result.seconds for result in results)
     if last.status != PASSED:
+        verdict, advice = f"{last.stage} failed[/] after {total:.0f} s:", "mend it, then"
+        if last.timed_out:
+            verdict, advice = f"{last.stage}[/]", "if the machine was busy,"
         console.print(
-            f"[red]{last.stage} failed[/] after {total:.0f} s: {escape(last.reason)}\n"
+            f"[red]{verdict} {escape(last.reason)}\n"
             f"  executed notebook: {last.notebook}\n  log: {last.log}\n"
-            f"  mend it, then go on with: labkit run --profile {profile} --from {last.stage[:2]}"
+            f"  {advice} go on with: {_labkit()} run --profile {profile} --from {last.stage[:2]}"
             + (f" --out {out}" if out else "")
         )
         raise typer.Exit(1)

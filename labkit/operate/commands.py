@@ -124,7 +124,7 @@ class _DrillDisplay:
         colour = COLOURS[result.status]
         console.print(
             f"[{len(self._results)}/{self._total}] {result.name:18} [{colour}]{result.status}[/] "
-            f"{result.took_s:6.1f} s  {escape(result.reason or _client(result))}"
+            f"{result.took_s:6.1f} s  {escape(result.summary)}"
         )
 
     def _table(self) -> Table:
@@ -135,7 +135,3 @@ class _DrillDisplay:
             escape(self._saying),
         )
         return table
-
-
-def _client(result: "Result") -> str:
-    return result.outcome.client if result.outcome else ""

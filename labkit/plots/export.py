@@ -11,17 +11,17 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Patch
 
 from labkit.compare import Comparison
-from labkit.plots.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, YELLOW, use_style
+from labkit.plots.style import BLUE, BRIGHT_YELLOW, GREEN, GREY, PURPLE, SKY, use_style
 
 _COLOURS = {
     "Conv": BLUE,
     "MatMul": BLUE,
     "Gemm": BLUE,
     "Relu": GREEN,
-    "MaxPool": ORANGE,
-    "GlobalAveragePool": ORANGE,
+    "MaxPool": SKY,
+    "GlobalAveragePool": SKY,
     "QuantizeLinear": PURPLE,
-    "DequantizeLinear": YELLOW,
+    "DequantizeLinear": BRIGHT_YELLOW,
 }
 _PER_ROW = 6
 _BOX = (0.86, 0.56)  # width and height of a box, in grid cells
@@ -103,7 +103,8 @@ def _box(
     weighted = node.op_type in ("Conv", "MatMul", "Gemm")
     kernel = weights.get(node.input[1], ()) if weighted else ()
     detail = {4: "{2}×{3}, {1} → {0}", 2: "{0} → {1}"}.get(len(kernel), "").format(*kernel)
-    style: dict[str, Any] = {"ha": "center", "va": "center", "color": "white"}
+    ink = "black" if colour in (BRIGHT_YELLOW, SKY) else "white"
+    style: dict[str, Any] = {"ha": "center", "va": "center", "color": ink}
     short = node.op_type.replace("Linear", "").replace("AveragePool", "AvgPool")
     axis.text(x, y + 0.14, short, fontsize=9, weight="bold", **style)
     axis.text(x, y - 0.01, detail, fontsize=7.5, **style)

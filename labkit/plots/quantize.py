@@ -93,19 +93,18 @@ def channel_ranges(weights: NDArray[np.float32]) -> Figure:
     """
     use_style()
     reach = np.sort(np.abs(weights.reshape(len(weights), -1)).max(axis=1))[::-1]
-    levels = 127 * reach / reach.max()
+    share = 100 * reach / reach.max()
     figure, axis = plt.subplots(figsize=(8, 3))
-    axis.bar(np.arange(len(levels)), levels, width=1.0, color=BLUE)
-    axis.axhline(127, color=ORANGE, linestyle="--")
-    axis.text(
-        len(levels), 127, "per channel: each has all 127", color=ORANGE, ha="right", va="bottom"
-    )
+    axis.bar(np.arange(len(share)), share, width=1.0, color=BLUE)
+    axis.axhline(100, color=ORANGE, linestyle="--")
+    last = len(share) - 0.5
+    axis.text(last, 102, "per channel: each has all of them ", color=ORANGE, ha="right")
     axis.set(
         xlabel="output channel, widest first",
-        ylabel="levels used of 127",
-        title="With one scale for all: the levels that each channel is left with",
-        ylim=(0, 145),
-        xlim=(-0.5, len(levels) - 0.5),
+        ylabel="levels used (%)",
+        title="With one scale for all: the share of the levels that each channel uses",
+        ylim=(0, 115),
+        xlim=(-0.5, last),
     )
     return figure
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from labkit.plots.style import BLUE, GREEN, GREY, ORANGE, PURPLE, use_style
+from labkit.plots.style import BLUE, GREEN, GREY, PURPLE, use_style
 
-BACKEND_COLOURS = {"pytorch": ORANGE, "onnxruntime": BLUE, "openvino": PURPLE, "tensorrt": GREEN}
+# Without orange, which means INT8 in the figures of serving.
+BACKEND_COLOURS = {"pytorch": GREEN, "onnxruntime": BLUE, "openvino": PURPLE, "tensorrt": "black"}
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ def variant_comparison(points: Sequence[VariantPoint]) -> Figure:
         [point.throughput_images_s - point.low for point in points],
         [point.high - point.throughput_images_s for point in points],
     ]
-    axes[0].barh(names, throughput, color=colours, xerr=spread, error_kw={"elinewidth": 1})
-    axes[0].set(title="Throughput, batch 32", xlabel="images/s (bar: lowest…highest)")
+    axes[0].barh(names, throughput, color=colours, xerr=spread, error_kw={"ecolor": GREY})
+    axes[0].set(title="Throughput, batch 32", xlabel="images/s (median and range)")
     axes[1].hlines(
         names, [p.p50_ms for p in points], [p.p95_ms for p in points], color=colours, linewidth=2
     )

@@ -134,6 +134,8 @@ def variants(rows: Mapping[str, Mapping[str, Any]]) -> Figure:
 def load_curves(curves: Mapping[str, Sequence[Repeated]]) -> Figure:
     """Draw throughput against latency, one line per setting, one point per number of clients.
 
+    The point of the most clients is the largest, and carries the name.
+
     Args:
         curves: Setting → measurements with a growing number of clients.
     """
@@ -144,12 +146,14 @@ def load_curves(curves: Mapping[str, Sequence[Repeated]]) -> Figure:
         rate = [p.images_per_s.median for p in points]
         delay = [p.latency_ms.p95 or p.latency_ms.max for p in points]
         axis.plot(rate, delay, marker=marker, color=colour)
+        axis.plot(rate[-1:], delay[-1:], marker=marker, color=colour, markersize=10)
         ends.append((name, rate[-1], delay[-1], colour))
-    counts = ", ".join(str(point.runs[0].clients) for point in next(iter(curves.values())))
+    *fewer, most = [str(point.runs[0].clients) for point in next(iter(curves.values()))]
+    counts = f"{', '.join(fewer)} and, large and named, {most} clients"
     axis.set(
         title="Where a curve turns upwards, more clients only wait longer",
-        xlabel=f"throughput (images/s); points: {counts} clients",
-        ylabel="latency, 95th percentile (ms)",
+        xlabel=f"throughput (images/s); points: {counts}",
+        ylabel="latency, 95th percentile (ms, logarithmic)",
         yscale="log",
         xlim=(0, None),
     )

@@ -11,6 +11,7 @@ GREEN: Final = "#009E73"
 PURPLE: Final = "#CC79A7"
 YELLOW: Final = "#E69F00"
 SKY: Final = "#56B4E9"
+BRIGHT_YELLOW: Final = "#F0E442"  # for areas, not for lines; under black text
 GREY: Final = "#7A7A7A"
 PALETTE: Final = (BLUE, ORANGE, GREEN, PURPLE, YELLOW, SKY, GREY)
 

@@ -60,6 +60,12 @@ def test_one_missed_limit_fails_the_drill() -> None:
     assert result.reason == "failed requests: 2, expected ≤ 0"
 
 
+def test_one_line_says_which_limit_was_missed_or_what_clients_saw() -> None:
+    assert Result.of("d", "t", 1.0, missed(OUTCOME)).summary == "failed requests: 2, expected ≤ 0"
+    assert Result.of("d", "t", 1.0, OUTCOME).summary == "12 answers"
+    assert Result("d", "t", NOT_MEASURED, 0.1, reason="no bubblewrap").summary == "no bubblewrap"
+
+
 def test_names_are_known_and_come_in_the_order_asked_for() -> None:
     assert len({drill.name for drill in DRILLS}) == len(DRILLS)
     assert find_drills() == list(DRILLS)

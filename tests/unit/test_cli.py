@@ -1,13 +1,15 @@
 """The command line: exit codes that mean something, errors in one sentence."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import typer
 
-from labkit import cli
+from labkit import chain, cli, download
 from labkit.repository import VARIANTS, write_config
 from labkit.workspace import project_root
 
@@ -88,3 +90,28 @@ def test_importing_labkit_does_nothing(tmp_path: Path) -> None:
     )
     assert result.stdout == "[]\n"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("timed_out", "verdict", "advice"),
+    [
+        (True, "02_train took longer than 300 s", "if the machine was busy, go on with: "),
+        (False, "02_train failed after 300 s: took longer", "mend it, then go on with: "),
+    ],
+)
+def test_a_slow_notebook_has_nothing_to_mend(
+    timed_out: bool, verdict: str, advice: str,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    last = chain.StageResult(
+        "02_train", "failed", "took longer than 300 s", 300.0, "e", "l", timed_out=timed_out
+    )
+    monkeypatch.setattr(chain, "run_chain", lambda *arguments, **more: [last])
+    monkeypatch.setattr(download, "fetch", lambda: None)
+    monkeypatch.chdir(project_root())
+    with pytest.raises(typer.Exit):
+        cli.run("smoke", "02", tmp_path)
+    said = capsys.readouterr().out
+    assert verdict in said
+    labkit_here = os.path.relpath(Path(sys.executable).with_name("labkit"))
+    assert f"{advice}{labkit_here} run --profile smoke --from 02 --out" in said

@@ -147,6 +147,11 @@ class Result:
         reason = "; ".join(f"{n.name}: {n.text}, expected {n.limit_text}" for n in missed)
         return cls(name, title, FAILED if missed else PASSED, took_s, outcome, reason)
 
+    @property
+    def summary(self) -> str:
+        """Why it failed or was not measured, such as a missed limit; else what clients saw."""
+        return self.reason or (self.outcome.client if self.outcome else "")
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain dicts, lists and numbers, as JSON has them."""
         values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
