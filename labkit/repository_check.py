@@ -349,10 +349,10 @@ def _check_file(config: pb.ModelConfig, path: Path, runtime: str) -> Iterator[Pr
         verify(config, version, runtime == "native")
     except ConfigError as error:
         fix = error.fix or "correct it"
-        yield _error(f"{version.name}: {error.words}", fix)
+        yield _error(f"version {version.name}: {error.words}", fix)
     except Exception as error:  # an engine's own: each has error types of its own
         words = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        yield _error(f"{version.name}: {words}", "export it again")
+        yield _error(f"version {version.name}: {words}", "export it again")
 
 
 def verify(config: pb.ModelConfig, version: Path, native: bool) -> None:

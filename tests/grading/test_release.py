@@ -518,6 +518,20 @@ def test_a_makefile_keeps_its_other_lines() -> None:
     assert student_makefile(text) == f"A := 1\n{phony}\nB := 2\n{rules}".rstrip() + "\n"
 
 
+def test_what_students_have_not_is_named_as_the_projects(edition: Path) -> None:
+    """Texts that are right in the project and in the student edition."""
+    lacking = re.compile(r"`[^`\n]*\b(?:tests|benchmarks)/[^`\n]*`|`labkit grade[^`\n]*`")
+    texts = {name: text for name, text in texts_of(edition).items() if name.endswith(".md")}
+    said = {
+        " ".join(paragraph.split())
+        for text in texts.values()
+        for paragraph in text.split("\n\n")
+        if lacking.search(paragraph)
+    }
+    assert said
+    assert [paragraph for paragraph in said if "in the project's repository" not in paragraph] == []
+
+
 def test_the_readme_says_what_to_hand_in(edition: Path) -> None:
     text = (edition / "README.md").read_text(encoding="utf-8")
     for stage in NOTEBOOKS:

@@ -228,7 +228,9 @@ def test_platform_instead_of_backend(repository: Path) -> None:
 
 def test_reshape_is_what_the_file_must_fit(repository: Path) -> None:
     rewrite(repository, lambda text: text.replace("dims: [3, 32, 32]", "dims: [3072]"))
-    assert "complete shape [-1,3072]" in only(check_repository(repository, cores=1)).message
+    unfit = only(check_repository(repository, cores=1)).message
+    assert "complete shape [-1,3072]" in unfit
+    assert unfit.startswith("version 1: model ")
     shaped = "dims: [3072] reshape { shape: [3, 32, 32] }"
     rewrite(repository, lambda text: text.replace("dims: [3072]", shaped))
     assert check_repository(repository, cores=1) == []
