@@ -6,7 +6,7 @@ SHELL := /bin/sh
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
-PROFILE ?= standard## smoke (3 minutes), standard (15) or full
+PROFILE ?= standard## smoke (3 minutes), standard (11) or full
 PYTHON ?=## the Python 3.11, 3.12 or 3.13 to build the environment with
 TORCH_INDEX ?=## an index's address or a folder of wheels with PyTorch's CPU build: a much smaller download
 SUBMISSIONS ?=## the folder with a folder or zip for each student, for `make grade`
