@@ -224,6 +224,19 @@ def test_batches_have_the_promised_shape_range_and_size(data, tmp_path):
             assert labels.shape == (16,)
 
 
+def test_cutout_hides_one_square_of_each_image_and_nothing_else(data, tmp_path):
+    plain, _ = next(make(data, tmp_path, **WHOLE).batches(0))
+    cut, _ = next(make(data, tmp_path, **WHOLE, cutout=12).batches(0))
+    hidden = (cut != plain).any(1)  # Shape: (42, 32, 32)
+    for image, where in zip(cut, hidden, strict=True):
+        rows, columns = where.any(1).nonzero().ravel(), where.any(0).nonzero().ravel()
+        square = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+        assert (image[(slice(None), *square)] == 0.5).all()
+        assert where[square].float().mean() > 0.9  # a pixel may have been 0.5 before
+        assert 6 <= len(where[square]) <= 12  # at an edge less than all of it
+        assert 6 <= where[square].shape[1] <= 12
+
+
 def test_without_augmentation_the_pixels_are_those_of_preprocess(data, tmp_path):
     images, labels = next(make(data, tmp_path, **WHOLE).batches(0))
     originals = preprocess(data.pixels)
