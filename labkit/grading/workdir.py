@@ -211,6 +211,8 @@ def remove(root: Path) -> None:
     heap_fd = os.open(heap, os.O_RDONLY | os.O_DIRECTORY)
     numbers = itertools.count(1)
     try:
+        with suppress(OSError):  # else it may not be moved
+            os.close(_open_folder(str(root), heap_fd))
         os.rename(root, "0", dst_dir_fd=heap_fd)
         waiting = ["0"]
         while waiting:

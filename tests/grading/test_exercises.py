@@ -180,7 +180,7 @@ def test_the_oracle_agrees_with_the_solution_for_any_seed(exercise: str, tmp_pat
     for seed in range(25):
         for case in about.cases(seed):
             given = json.loads(json.dumps(case.arguments))
-            value = namespace[about.function](*[read(entry, {}, tmp_path) for entry in given])
+            value = namespace[about.function](*[read(entry, tmp_path) for entry in given])
             assert case.right(json.loads(json.dumps(plain(value)))), (seed, case.label)
 
 

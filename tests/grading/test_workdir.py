@@ -69,11 +69,12 @@ def test_the_program_gets_an_environment_of_its_own(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("LABKIT_PROFILE", "full")
     monkeypatch.setenv("LABKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HOME", str(tmp_path / "the grader's"))
     sandbox = workdir.sandbox("smoke")
     assert "secret" not in str(sandbox.environment)
     assert sandbox.environment["LABKIT_PROFILE"] == "smoke"
     assert sandbox.environment["LABKIT_WORKSPACE"] == workdir.seen(workdir.run)
-    assert sandbox.environment["HOME"] != os.environ.get("HOME")
+    assert sandbox.environment["HOME"] != os.environ["HOME"]
 
 
 def test_a_sandbox_may_change_its_own_folders_only(confined: Workdir, tmp_path: Path) -> None:
