@@ -59,7 +59,7 @@ test-unit: env ## Run the unit tests only (no network, no server)
 	@$(VENV_PYTHON) tools/run_steps.py unit
 
 lint: env ## Check style, format and types
-	@$(VENV_PYTHON) tools/run_steps.py ruff format mypy
+	@$(VENV_PYTHON) tools/run_steps.py ruff format mypy mypy-tests
 
 format: env ## Repair style and format where a program can
 	@$(VENV_PYTHON) -m ruff check --fix .

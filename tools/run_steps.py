@@ -80,6 +80,12 @@ STEPS = (
     Step("ruff", "ruff: lint", (PYTHON, "-m", "ruff", "check", "."), 120),
     Step("format", "ruff: format", (PYTHON, "-m", "ruff", "format", "--check", "."), 120),
     Step("mypy", "mypy: types", (PYTHON, "-m", "mypy"), 300),
+    Step(
+        "mypy-tests",
+        "mypy: calls in the tests",
+        (PYTHON, "-m", "mypy", "--config-file", "tests/mypy.ini"),
+        300,
+    ),
     # A test module that cannot be imported is named now, not when its step has its turn.
     tests("collect", "every test can be collected", "--collect-only", "-qqq", "tests", limit_s=120),
     # Without data the tests that need it are skipped, or fail where LABKIT_REQUIRE names "data".
