@@ -243,7 +243,10 @@ def probe_images(batch: int, seed: int = 0) -> Floats:
 
 # Names as in /proc/cpuinfo. The last three multiply 8-bit numbers into 32-bit sums in one
 # instruction; a CPU without them goes through 16 bits, which can saturate (see 04_quantize).
-CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8")
+CPU_FEATURES = (
+    *("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8"),
+    *("avx512_bf16", "amx_bf16"),
+)
 EXACT_INT8_FEATURES = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 
 
@@ -257,7 +260,8 @@ def cpu_features() -> frozenset[str]:
         return _known_flags(info.read_text())
     import torch
 
-    capabilities = torch.cpu.get_capabilities()
+    ask = getattr(torch.cpu, "get_capabilities", dict)  # PyTorch 2.6 has none
+    capabilities: dict[str, bool] = ask()
     # PyTorch writes avx512_f where the kernel writes avx512f.
     found = {str(name).replace("avx512_f", "avx512f") for name, has in capabilities.items() if has}
     return frozenset(CPU_FEATURES) & found

@@ -214,6 +214,8 @@ def test_without_cpuinfo_pytorch_is_asked(monkeypatch: pytest.MonkeyPatch) -> No
         torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_f": True, "sve": True}
     )
     assert cpu_features() == {"avx2", "avx512f"}
+    monkeypatch.delattr(torch.cpu, "get_capabilities")  # as in an older PyTorch
+    assert cpu_features() == frozenset()
 
 
 def test_only_the_notices_of_succession_are_silenced() -> None:
