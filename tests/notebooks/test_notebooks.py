@@ -64,6 +64,12 @@ def test_deterministic_cells_are_marked_for_comparison(path: Path) -> None:
 
 
 @notebooks
+def test_the_file_of_the_chains_log_is_left_to_it(path: Path) -> None:
+    """A server that logs into it too would show its lines as the notebook's progress."""
+    assert not [cell for cell in code_cells(read(path)) if f"{path.stem}.log" in cell.source]
+
+
+@notebooks
 def test_the_parameters_are_literals_with_the_lab_as_default(path: Path) -> None:
     tagged = [c for c in code_cells(read(path)) if "parameters" in c.metadata.get("tags", [])]
     assert len(tagged) == 1
