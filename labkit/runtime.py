@@ -241,13 +241,11 @@ def probe_images(batch: int, seed: int = 0) -> Floats:
     return np.random.default_rng(seed).random((batch, *IMAGE_SHAPE), dtype=np.float32)
 
 
-# Names as in /proc/cpuinfo. The last three multiply 8-bit numbers into 32-bit sums in one
+# Names as in /proc/cpuinfo. These three multiply 8-bit numbers into 32-bit sums in one
 # instruction; a CPU without them goes through 16 bits, which can saturate (see 04_quantize).
-CPU_FEATURES = (
-    *("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8"),
-    *("avx512_bf16", "amx_bf16"),
-)
 EXACT_INT8_FEATURES = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
+BF16_FEATURES = frozenset({"avx512_bf16", "amx_bf16"})  # multiply bfloat16 (see 02_train)
+CPU_FEATURES = frozenset({"avx2", "avx512f"}) | EXACT_INT8_FEATURES | BF16_FEATURES
 
 
 def cpu_features() -> frozenset[str]:
@@ -264,13 +262,13 @@ def cpu_features() -> frozenset[str]:
     capabilities: dict[str, bool] = ask()
     # PyTorch writes avx512_f where the kernel writes avx512f.
     found = {str(name).replace("avx512_f", "avx512f") for name, has in capabilities.items() if has}
-    return frozenset(CPU_FEATURES) & found
+    return CPU_FEATURES & found
 
 
 def _known_flags(cpuinfo: str) -> frozenset[str]:
     """Return the known flags in the text of /proc/cpuinfo."""
     flags = next((line for line in cpuinfo.splitlines() if line.startswith("flags")), "")
-    return frozenset(CPU_FEATURES) & frozenset(flags.partition(":")[2].split())
+    return CPU_FEATURES & frozenset(flags.partition(":")[2].split())
 
 
 def _checked(images: Floats) -> Floats:

@@ -129,8 +129,8 @@ COPIED: Final = (
     "docker/kubernetes/**/*.yaml",
     "docker/monitoring/**/*.json",
     "docker/monitoring/**/*.md",
-    "docs/native.md",  # notebook 07 names it
     "docker/monitoring/**/*.y*ml",
+    "docs/native.md",  # notebook 07 names it
     "labkit/**/*.py",
     "labkit/backends/README.md",
     "labkit/py.typed",

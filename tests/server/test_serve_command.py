@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -57,10 +57,15 @@ def serving(
         process.wait(30)
 
 
-def test_no_command_line_holds_a_variable_of_the_environment(repository: Path) -> None:
+def test_no_command_line_holds_a_variable_of_the_environment(
+    repository: Path, eventually: Callable[..., None]
+) -> None:
     parts = ("labkit serve", "supervisor.py", "tritonserver", "triton_python_backend_stub")
-    with no_secret_shown(*parts), serving(str(repository)):
-        time.sleep(0.2)
+    with no_secret_shown(*parts) as seen, serving(str(repository)):
+        eventually(
+            lambda: all(any(part in line for line in list(seen)) for part in parts),
+            lambda: list(seen),
+        )
 
 
 @pytest.mark.parametrize("ignored", [False, True])
