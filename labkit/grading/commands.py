@@ -60,8 +60,9 @@ def grade(
     ] = None,
     isolation: Annotated[str, typer.Option(help="bubblewrap, or none")] = "bubblewrap",
     runtime: Annotated[
-        str, typer.Option(help="What serves the models: stand-in, or native where it is built.")
-    ] = "stand-in",
+        str | None,
+        typer.Option(help="What serves the models, native or stand-in; else native if built here."),
+    ] = None,
     leave_out: Annotated[
         bool, typer.Option("--leave-out", help="Exit 0 also where files are left out.")
     ] = False,
@@ -69,16 +70,15 @@ def grade(
     """Grade a class: run every notebook in a sandbox, measure what it made, write feedback."""
     from labkit.download import FOLDER, fetch
     from labkit.grading.carry_forward import Reference, reference_folder
-    from labkit.grading.classroom import grade_class
+    from labkit.grading.classroom import LOCAL_CLUSTER, grade_class
     from labkit.grading.limits import memory_for
     from labkit.grading.publish import ROSTER, publish
     from labkit.grading.roster import read_roster
     from labkit.grading.rubric import load_rubric
     from labkit.grading.sandbox import BUBBLEWRAP, NONE, find_isolation, require_readable
-    from labkit.grading.session import Session, seed_for
+    from labkit.grading.session import Session, require_runtime, runtime_for, seed_for
     from labkit.grading.submission import find_submissions, unopened
     from labkit.grading.workdir import SERVER
-    from labkit.server.native.built import built_backends
     from labkit.workspace import cache_dir
 
     # Everything that can be wrong is said before anything runs.
@@ -94,19 +94,15 @@ def grade(
         raise UsageError(f"got --out {out}, a folder of {submissions}: name one outside of it")
     if isolation not in (BUBBLEWRAP, NONE):
         raise UsageError(f"got --isolation {isolation}, expected {BUBBLEWRAP} or {NONE}")
-    if runtime not in ("stand-in", "native"):
-        raise UsageError(f"got --runtime {runtime}, expected stand-in or native")
-    if runtime == "native" and built_backends() is None:
-        raise UsageError(
-            "got --runtime native, but no native backends are built for this environment: run "
-            "labkit triton build, or grade with --runtime stand-in"
-        )
+    if runtime is not None:
+        require_runtime(runtime)
     confinement = find_isolation(isolation)
     run = (reference or reference_folder(profile)).absolute()
     memory_mib = memory_for(min(workers, len(chosen)))
     chosen_seed = seed_for(out) if seed is None else seed
+    serves = runtime or runtime_for(out, only_here=scheduler in (None, LOCAL_CLUSTER))
     wanted = Session(
-        out.absolute(), profile, run, chosen_seed, isolation, memory_mib, workers, runtime
+        out.absolute(), profile, run, chosen_seed, isolation, memory_mib, workers, serves
     )
     session = Session.begin(wanted, rubric, resume or bool(only))
     for line in found.left_out:
@@ -119,7 +115,7 @@ def grade(
         require_readable(confinement, folder)
     if reference is None:
         _ensure_reference(run, profile)
-    about = f"{len(chosen)} submissions, profile {profile}, {confinement}, into {out}"
+    about = f"{len(chosen)} submissions, profile {profile}, {confinement}, {serves}, into {out}"
     console.print(escape(about))
     try:
         found_people = {s.student: people.find(s.student, s.user) for s in chosen}

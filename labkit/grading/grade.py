@@ -4,11 +4,11 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from labkit.chain import STAGES
 from labkit.environment import environment_facts
@@ -28,7 +28,8 @@ from labkit.grading.results import (
     StageRecord,
 )
 from labkit.grading.rubric import Rubric
-from labkit.grading.run_notebook import Job, Ran, run_notebook
+from labkit.grading.run_notebook import Job, KernelSandbox, Ran, imports_of, run_notebook
+from labkit.grading.sandbox import BUBBLEWRAP
 from labkit.grading.session import Session, Turns
 from labkit.grading.submission import Intake, Source, safe_name, take_in_time
 from labkit.workspace import project_root
@@ -122,9 +123,17 @@ class Submission:
     def _run_and_measure(self, intake: Intake) -> None:
         """Run every notebook in order, and measure what it made before the next one runs."""
         session, images = self.session, self._image_files
-        with ModelSandbox(
-            session.confinement, session.profile, self.work, images.folder, runtime=session.runtime
-        ) as sandbox:
+        stages = [stage for stage in session.rubric.stages if stage in intake.notebooks]
+        with (
+            ModelSandbox(
+                session.confinement,
+                session.profile,
+                self.work,
+                images.folder,
+                runtime=session.runtime,
+            ) as sandbox,
+            Kernels(session, self.work, stages) as self._kernels,
+        ):
             if MODEL_STAGES & intake.notebooks.keys():
                 sandbox.start()  # its imports take seconds: they overlap with the first notebook
             carry_forward = CarryForward(session.reference_run, self.work)
@@ -182,11 +191,8 @@ class Submission:
             profile=self.session.profile,
             limits=self.session.rubric.limits_for(self.session.profile),
             keep=self.keep / stage,
-            parent=self.work,
-            home=self.session.out / HOME,
             seed=self.session.seed,
             exercises=[item.id for item in self.session.rubric.items if item.id in EXERCISES],
-            runtime=self.session.runtime,
         )
         ran = self._run_job(job, sandbox)
         self._answers |= ran.answers
@@ -209,16 +215,58 @@ class Submission:
         """Run a notebook; where that ended as a busy machine may end it, once more and alone."""
         turns = Turns(self.session.out)
         sandbox.forget_trouble()
-        with turns.take():
-            ran = run_notebook(job, self.session.confinement, sandbox.look_into)
+        with turns.take(), self._kernels.take(job.stage, ahead=True) as kernel:
+            ran = run_notebook(job, kernel, sandbox.look_into)
         late = ran.starved or sandbox.starved
         if ran.verdict in AGAIN or late or ran.no_server or sandbox.trouble:
             self._on_stage(f"{job.stage}, again and alone")
-            with turns.take(alone=True):
+            with turns.take(alone=True), self._kernels.take(job.stage) as kernel:
                 shutil.rmtree(job.keep, ignore_errors=True)
                 sandbox.forget_trouble()
-                ran = run_notebook(job, self.session.confinement, sandbox.look_into)
+                ran = run_notebook(job, kernel, sandbox.look_into)
         return ran
+
+
+class Kernels:
+    """Sandboxes with kernels, one for each notebook: the next one starts while one runs.
+
+    Args:
+        session: The grading.
+        work: Where they are made.
+        stages: The notebooks, in order.
+    """
+
+    def __init__(self, session: Session, work: Path, stages: Sequence[str]) -> None:
+        self._session, self._work, self._stages = session, work, stages
+        self._waiting: dict[str, KernelSandbox] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for kernel in self._waiting.values():
+            kernel.__exit__(*exc)
+
+    def take(self, stage: str, ahead: bool = False) -> KernelSandbox:
+        """Return the sandbox for a notebook; with `ahead`, start that of the one after it."""
+        kernel = self._waiting.pop(stage, None) or self._start(stage)
+        # Without bubblewrap whatever has been started beside a notebook ends with it.
+        ahead &= self._session.confinement.kind == BUBBLEWRAP
+        if ahead and (after := self._stages[self._stages.index(stage) + 1 :][:1]):
+            self._waiting[after[0]] = self._start(after[0])
+        return kernel
+
+    def _start(self, stage: str) -> KernelSandbox:
+        session = self._session
+        return KernelSandbox(
+            session.confinement,
+            session.profile,
+            self._work,
+            session.out / HOME,
+            session.runtime,
+            session.rubric.limits_for(session.profile),
+            imports_of(reference_notebooks()[stage]),
+        )
 
 
 def scored(result: Result, rubric: Rubric) -> Result:

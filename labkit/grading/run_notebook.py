@@ -1,11 +1,13 @@
 """Run one notebook of a submission in the sandbox, take out what it made, call its exercises."""
 
+import ast
 import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from labkit.chain import CellFinding, first_line_of
 from labkit.errors import LabError
@@ -32,6 +34,7 @@ from labkit.workspace import write_text
 
 EXECUTED, LOG = "executed.ipynb", "log.txt"
 START_S = 120.0
+IMPORTS = (ast.Import, ast.ImportFrom)
 
 # What the kernel says when there was no memory left: Python, numpy, torch, the C library.
 MEMORY_ERRORS = frozenset({"MemoryError", "_ArrayMemoryError", "OutOfMemoryError"})
@@ -62,11 +65,8 @@ class Job:
         profile: `smoke`, `standard` or `full`.
         limits: What it may use.
         keep: Where its files, executed notebook and log are kept.
-        parent: Where its workdir is made.
-        home: What its home folder begins with, see `workdir.make_home`.
         seed: Chooses the hidden inputs of its exercises.
         exercises: Those that count.
-        runtime: What serves models for it, `stand-in` or `native`.
     """
 
     stage: str
@@ -79,11 +79,8 @@ class Job:
     profile: str
     limits: Limits
     keep: Path
-    parent: Path
-    home: Path
     seed: int = 0
     exercises: Sequence[str] = ()
-    runtime: str = "stand-in"
 
 
 @dataclass
@@ -112,8 +109,81 @@ class Ran:
         return next((str(a["failure"]) for a in self.answers.values() if "failure" in a), "")
 
 
+class KernelSandbox:
+    """A sandbox with a kernel for one notebook; a context manager.
+
+    It starts before the notebook's turn, so that what takes seconds in each, a kernel and what the
+    notebook as it was handed out imports, overlaps with the notebook before it. Nothing of a
+    student's is in it until `run_notebook` puts it there, and starts the clock of the limits.
+
+    Args:
+        isolation: How to confine it.
+        profile: The lab's profile.
+        parent: Where its workdir is made.
+        home: What its home folder begins with, see `workdir.make_home`.
+        runtime: What serves models in it, `stand-in` or `native`.
+        limits: What the notebook may use.
+        imports: Statements that the kernel executes first, see `imports_of`.
+    """
+
+    def __init__(
+        self,
+        isolation: Isolation,
+        profile: str,
+        parent: Path,
+        home: Path,
+        runtime: str,
+        limits: Limits,
+        imports: Sequence[str] = (),
+    ) -> None:
+        self._stack = ExitStack()
+        self.workdir = self._stack.enter_context(open_workdir(parent, isolation))
+        self.workdir.put_home(home)
+        self.workdir.hand_over()
+        sandbox = self.workdir.sandbox(profile, runtime=runtime)
+        source = FOLDER / "run_cells.py"
+        writable, log = self.workdir.writable, self.workdir.log
+        self.program = self._stack.enter_context(
+            Program(source, isolation, sandbox, limits, writable, log)
+        )
+        with suppress(Stopped):  # whoever waits for it will hear
+            self.program.tell(do="start", folder=self.program.folder, imports=imports)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stack.close()
+
+    def wait(self) -> None:
+        """Wait until it can run cells, and start the clock of its limits.
+
+        Raises:
+            NotStarted: it cannot; the message says why.
+        """
+        self.program.watch.restart()  # it may have waited long, with nobody looking
+        try:
+            self.program.hear(START_S)
+            said = self.program.hear(START_S)
+        except Stopped as error:
+            raise NotStarted(f"what runs notebooks did not start: {error}") from error
+        if "failure" in said:
+            raise NotStarted(str(said["failure"])[:300])
+        self.program.watch.restart()
+
+
+def imports_of(notebook: NotebookNode) -> list[str]:
+    """Return the imports of a notebook's cells, a statement each."""
+    found: list[str] = []
+    for cell in notebook.cells:
+        with suppress(SyntaxError):  # a cell in another language, or with magics
+            tree = ast.parse(cell.source if cell.cell_type == "code" else "")
+            found += [ast.unparse(node) for node in tree.body if isinstance(node, IMPORTS)]
+    return list(dict.fromkeys(found))
+
+
 def run_notebook(
-    job: Job, isolation: Isolation, look_into: LookInto = lambda content, probe: {}
+    job: Job, kernel: KernelSandbox, look_into: LookInto = lambda content, probe: {}
 ) -> Ran:
     """Run a notebook's cells, keep what it made, then call its exercises in the same kernel.
 
@@ -121,34 +191,24 @@ def run_notebook(
 
     Args:
         job: The notebook and what it is given.
-        isolation: How to confine it.
+        kernel: Where it runs; of no use to another notebook afterwards.
         look_into: Asks a model file that an exercise has written.
     """
     job.keep.mkdir(parents=True, exist_ok=True)
-    cells = _with_parameters(job)
-    with open_workdir(job.parent, isolation) as workdir:
+    cells, workdir, program = _with_parameters(job), kernel.workdir, kernel.program
+    try:
+        kernel.wait()
         _fill(workdir, job)
-        sandbox = workdir.sandbox(job.profile, runtime=job.runtime)
-        source = FOLDER / "run_cells.py"
-        with Program(
-            source, isolation, sandbox, job.limits, workdir.writable, workdir.log
-        ) as program:
-            try:
-                sources = [cell.source for cell in cells]
-                reports, starved = _run_cells(program, job, workdir, sources)
-            except NotStarted as error:
-                return Ran(program.outcome, GRADER_ERROR, str(error))
-            ran = Ran(
-                program.outcome,
-                outputs=take_out(job.stage, workdir.run, job.keep),
-                starved=starved,
-            )
-            if program.breach is None and job.exercises:
-                ran.answers = ask_exercises(
-                    program, job.stage, job.seed, job.exercises, job.limits, look_into
-                )
-                ran.starved |= any(answer.get("starved") for answer in ran.answers.values())
-        _keep_log(workdir.log, job.keep / LOG, job.limits.output_mib)
+        reports, starved = _run_cells(program, job, workdir, [cell.source for cell in cells])
+    except NotStarted as error:
+        return Ran(program.outcome, GRADER_ERROR, str(error))
+    ran = Ran(program.outcome, outputs=take_out(job.stage, workdir.run, job.keep), starved=starved)
+    if program.breach is None and job.exercises:
+        ran.answers = ask_exercises(
+            program, job.stage, job.seed, job.exercises, job.limits, look_into
+        )
+        ran.starved |= any(answer.get("starved") for answer in ran.answers.values())
+    _keep_log(workdir.log, job.keep / LOG, job.limits.output_mib)
     _keep_notebook(job, cells, reports)
     ran.verdict, ran.reason = _verdict(ran.outcome, cells, reports)
     return ran
@@ -158,7 +218,6 @@ def _fill(workdir: Workdir, job: Job) -> None:
     """Put everything into the workdir that the notebook is given."""
     workdir.put_artifacts(job.artifacts)
     workdir.put_repository(job.repository)
-    workdir.put_home(job.home)
     workdir.put_files(job.folder, job.files, job.beside)
     source = workdir.lab / "notebooks" / f"{job.stage}.ipynb"
     source.unlink(missing_ok=True)
@@ -188,15 +247,12 @@ def _run_cells(
     """
     injected = f"profile = {job.profile!r}\nworkspace = {workdir.seen(workdir.run)!r}"
     reports: dict[int, Any] = {}
-    ready = starved = False
+    starved = False
     begin = program.used
     try:
-        program.hear(START_S)
-        ready = True
         program.tell(
             do="cells",
             sources=[source or injected for source in sources],
-            folder=program.folder,
             output_bytes=2 * job.limits.output_mib * MIB,
         )
         for number in range(len(sources)):
@@ -217,9 +273,7 @@ def _run_cells(
                 starved |= program.starved_since(begin)
             if said.get("stop"):
                 break
-    except Stopped as error:
-        if not ready:
-            raise NotStarted(f"what runs notebooks did not start: {error}") from error
+    except Stopped:
         if program.outcome.verdict == TIMEOUT:
             starved |= program.starved_since(begin)
     return reports, starved

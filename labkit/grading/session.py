@@ -21,8 +21,10 @@ from labkit.grading.rubric import RUBRIC, Rubric, load_rubric
 from labkit.grading.sandbox import BUBBLEWRAP, Isolation, find_isolation
 from labkit.grading.submission import safe_name
 from labkit.grading.untrusted import short_line
+from labkit.server.native.built import built_backends
 from labkit.workspace import project_root, read_json, write_json
 
+NATIVE, STAND_IN = "native", "stand-in"  # what serves models
 SETTINGS, RUBRIC_COPY, LOCK = "grading.json", "rubric.toml", ".lock"
 SEED = "grading-seed.json"
 MAX_SEED = 2**31
@@ -58,7 +60,7 @@ class Session:
     isolation: str = BUBBLEWRAP
     memory_mib: int = 0
     workers: int = 1
-    runtime: str = "stand-in"
+    runtime: str = STAND_IN
 
     @classmethod
     def begin(cls, session: "Session", rubric: Path | None, resume: bool) -> "Session":
@@ -207,6 +209,33 @@ def seed_for(out: Path) -> int:
     if not isinstance(seed, int) or not 0 <= seed < MAX_SEED:
         raise SessionError(f"{path} holds no seed: delete it, and another one is drawn")
     return seed
+
+
+def require_runtime(runtime: str) -> None:
+    """Refuse what cannot serve the models of a grading here.
+
+    Raises:
+        SessionError: it is neither `native` nor `stand-in`, or not built.
+    """
+    if runtime not in (NATIVE, STAND_IN):
+        raise SessionError(f"got --runtime {runtime}, expected {STAND_IN} or {NATIVE}")
+    if runtime == NATIVE and built_backends() is None:
+        raise SessionError(
+            "got --runtime native, but no native backends are built for this environment: run "
+            "labkit triton build, or grade with --runtime stand-in"
+        )
+
+
+def runtime_for(out: Path, only_here: bool) -> str:
+    """Return what serves in a grading that does not say: what it was begun with, else the faster.
+
+    Args:
+        out: The folder of the grading.
+        only_here: Whether no other machine grades, which may have no native backends.
+    """
+    if (out / SETTINGS).is_file():
+        return Session.load(out).runtime
+    return NATIVE if only_here and built_backends() is not None else STAND_IN
 
 
 class Turns:

@@ -100,22 +100,29 @@ class Watch:
 
     def __init__(self, pid: int, limits: Limits, folder: Path, log: Path) -> None:
         self.pid, self.limits, self.folder, self.log = pid, limits, folder, log
-        self.begin = time.monotonic()
-        self.cpu_s, self.peak_memory_mib = 0.0, 0.0
+        self._earlier_cpu_s = 0.0
+        self.restart()
         self._next_scan = self.begin + SCAN_EVERY_S
         self._unowned_mib, self._shared_mib = 0.0, 0.0
         self._short_since = 0.0
 
+    def restart(self) -> None:
+        """Count from now on: what the program has used to get ready is nobody's."""
+        self.begin = time.monotonic()
+        self._earlier_cpu_s = measure(self.pid, self.limits.processes).cpu_s
+        self.cpu_s, self.peak_memory_mib = 0.0, 0.0
+
     @property
     def seconds(self) -> float:
-        """Wall-clock seconds since the program began."""
+        """Wall-clock seconds since the program began, or was ready."""
         return time.monotonic() - self.begin
 
     def breach(self) -> tuple[str, str] | None:
         """Return (verdict, reason) for the first limit that is exceeded; None when none is."""
         limits = self.limits
         usage = measure(self.pid, limits.processes)
-        self.cpu_s = max(self.cpu_s, usage.cpu_s)  # children that init reaped are not lost
+        # Children that init has reaped are not lost.
+        self.cpu_s = max(self.cpu_s, usage.cpu_s - self._earlier_cpu_s)
         self._shared_mib = usage.shared_mib
         memory_mib = usage.memory_mib + self._unowned_mib
         self.peak_memory_mib = max(self.peak_memory_mib, memory_mib)

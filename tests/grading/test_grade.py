@@ -1,6 +1,7 @@
 """One submission on its way: what is repeated before it costs points, and who may run beside it."""
 
 import threading
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,6 +63,7 @@ def graded(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch):
             return made
 
         monkeypatch.setattr(grade, "run_notebook", pretend)
+        monkeypatch.setattr(grade, "KernelSandbox", lambda *about: nullcontext())
         images = GradingImages.choose("smoke", 3)
         submission = grade.Submission(session, images, source)
         result = submission.grade()

@@ -14,7 +14,15 @@ from labkit.grading.exercises import ask, measure_exercises
 from labkit.grading.limits import Limits
 from labkit.grading.notebook import prepare, read_notebook
 from labkit.grading.results import ERROR, OK, OOM, OUTPUT, STOPPED, TIMEOUT
-from labkit.grading.run_notebook import Job, Ran, _findings, run_notebook, verdict_of
+from labkit.grading.run_notebook import (
+    Job,
+    KernelSandbox,
+    Ran,
+    _findings,
+    imports_of,
+    run_notebook,
+    verdict_of,
+)
 from labkit.grading.sandbox import Isolation
 from labkit.grading.untrusted import MAX_CLASS
 
@@ -98,6 +106,17 @@ def test_what_a_stranger_says_is_one_short_line() -> None:
     assert found.evalue.startswith("a ba ba b")
 
 
+def test_imports_are_those_of_the_cells_that_are_python() -> None:
+    cells = [
+        nbformat.v4.new_markdown_cell("import this"),
+        nbformat.v4.new_code_cell("import numpy as np\nfrom labkit import data\nx = 1"),
+        nbformat.v4.new_code_cell("%pip install it\nimport torch"),
+        nbformat.v4.new_code_cell("def f():\n    import onnx\nimport numpy as np"),
+    ]
+    found = imports_of(nbformat.v4.new_notebook(cells=cells))
+    assert found == ["import numpy as np", "from labkit import data"]
+
+
 # ---- the real kernel
 
 
@@ -108,14 +127,18 @@ def run(tmp_path: Path, isolation: Isolation) -> Callable[..., Ran]:
         files: tuple[str, ...] = (),
         limits: Limits = LIMITS,
         exercises: tuple[str, ...] = (),
+        imports: tuple[str, ...] = (),
     ) -> Ran:
         path = write_notebook(tmp_path / "in", "01_data", *sources)
         notebook = prepare(read_notebook(path), new_notebook(), "smoke", "/run").notebook
         job = Job(
             "01_data", notebook, {}, None, tmp_path / "in", files, tmp_path / "in", "smoke", limits,
-            tmp_path / "keep", tmp_path / "work", tmp_path / "no-home", exercises=exercises,
+            tmp_path / "keep", exercises=exercises,
         )  # fmt: skip
-        return run_notebook(job, isolation)
+        with KernelSandbox(
+            isolation, "smoke", tmp_path / "work", tmp_path / "no-home", "stand-in", limits, imports
+        ) as kernel:
+            return run_notebook(job, kernel)
 
     return run_cells
 
@@ -140,6 +163,15 @@ class TestInTheSandbox:
         assert (ran.verdict, shown(tmp_path)[-1]) == (ERROR, "smoke /lab/run 5\n")
         assert "code cell 2 of 6 (`1 / 0`): ZeroDivisionError" in ran.reason
         assert ran.reason.endswith("2 more raised as well")
+
+    def test_imports_come_before_the_cells_and_cost_the_notebook_nothing(
+        self, run: Callable[..., Ran], tmp_path: Path
+    ) -> None:
+        burn = "import time\nwhile time.process_time() < 8: pass"
+        seen = "import sys; print('colorsys' in sys.modules, {'colorsys', 'time'} & {*globals()})"
+        ran = run(seen, imports=("import no_such_package", "import colorsys", burn))
+        assert (ran.verdict, shown(tmp_path)[-1]) == (OK, "True set()\n")
+        assert ran.outcome.cpu_s < 8
 
     def test_a_cell_that_hangs_costs_itself_only(
         self, run: Callable[..., Ran], tmp_path: Path

@@ -11,7 +11,16 @@ from labkit.errors import LabError, UsageError
 from labkit.grading import session as session_module
 from labkit.grading.results import GRADED, Result, write_result
 from labkit.grading.rubric import RUBRIC, load_rubric
-from labkit.grading.session import GradingRuns, Session, SessionError, locked, own_cores, seed_for
+from labkit.grading.session import (
+    GradingRuns,
+    Session,
+    SessionError,
+    locked,
+    own_cores,
+    require_runtime,
+    runtime_for,
+    seed_for,
+)
 
 
 def begun(tmp_path: Path) -> Session:
@@ -47,6 +56,24 @@ def test_a_grading_goes_on_with_its_own_settings_only(
     with pytest.raises(SessionError, match=next(iter(change))):
         Session.begin(replace(session, **change), None, resume=True)  # type: ignore[arg-type]
     assert Session.load(session.out) == session, "what is there is untouched"
+
+
+@pytest.mark.parametrize(
+    ("built", "only_here", "runtime"),
+    [(True, True, "native"), (True, False, "stand-in"), (False, True, "stand-in")],
+)
+def test_native_serves_where_every_worker_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, built: bool, only_here: bool, runtime: str
+) -> None:
+    monkeypatch.setattr(session_module, "built_backends", lambda: tmp_path if built else None)
+    assert runtime_for(tmp_path / "new", only_here) == runtime
+    earlier = begun(tmp_path)
+    assert runtime_for(earlier.out, only_here) == earlier.runtime == "stand-in", "it goes on so"
+    if built:
+        require_runtime("native")
+    else:
+        with pytest.raises(SessionError, match=r"no native backends are built.*triton build"):
+            require_runtime("native")
 
 
 def test_a_seed_is_drawn_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

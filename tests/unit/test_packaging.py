@@ -207,3 +207,8 @@ def test_what_a_run_makes_is_ignored_by_git() -> None:
 def ignored(path: str) -> bool:
     command = ["git", "check-ignore", "-q", "--no-index", path]
     return subprocess.run(command, cwd=ROOT, timeout=30, check=False).returncode == 0
+
+
+def test_nothing_slow_comes_with_every_notebook() -> None:
+    """`rfc3987-syntax` builds its parsers on import, and jsonschema imports it where it is."""
+    assert "rfc3987-syntax" not in PINS, "see CONTRIBUTING.md, Packages, on jsonschema"

@@ -5,7 +5,8 @@ process keeps nothing that a student's code may not know, and cannot be read or 
 says what it saw itself: which cells it gave to a kernel that lived, and what the kernel sent back.
 
 Requests:
-    {"do": "cells", "sources": […], "folder": …, "output_bytes": …}
+    {"do": "start", "folder": …, "imports": […]} → {} when a kernel has started, and imported these
+    {"do": "cells", "sources": […], "output_bytes": …}
     {"do": "cell", "cell": n, "limit_s": …, "limit_cpu_s": …}, for each of them in turn
         → {"cell": n, "ended": …, "count": …, "outputs": […], "stop": whether no other can run}
         "ended" is "ok", "error", "late" (interrupted at its limit), "lost" (the kernel ended) or
@@ -222,11 +223,11 @@ class Outputs:
 class Notebook:
     """The cells of one notebook, in a kernel that is started again when a cell has ended it."""
 
-    def __init__(self, request: Json) -> None:
-        self._request = request
+    def __init__(self, folder: str, kernel: Kernel, request: Json) -> None:
+        self._folder, self._sources = folder, request["sources"]
         self._limits: Json = {}
         self._room = [int(request["output_bytes"])]
-        self._kernel: Kernel | None = None
+        self._kernel: Kernel | None = kernel
         self._bad: set[int] = set()  # cells that are not run a second time
         self._revivals = 0
 
@@ -239,7 +240,7 @@ class Notebook:
             self._revivals += 1
             if self._revivals > MOST_REVIVALS:
                 return None
-        self._kernel = Kernel(self._request["folder"])
+        self._kernel = Kernel(self._folder)
         for number in range(before):
             if number not in self._bad and self._run(number, lambda *message: True) == "lost":
                 self._bad.add(number)
@@ -248,9 +249,9 @@ class Notebook:
 
     def _run(self, number: int, take: Any) -> str:
         assert self._kernel is not None
-        source = self._request["sources"][number]
+        limits = self._limits
         return self._kernel.execute(
-            source, take, self._limits["limit_s"], self._limits["limit_cpu_s"]
+            self._sources[number], take, limits["limit_s"], limits["limit_cpu_s"]
         )
 
     def run(self, request: Json) -> None:
@@ -271,7 +272,7 @@ class Notebook:
     def revive(self, request: Json) -> None:
         """See that there is a kernel in which the cells have run."""
         self._limits = request
-        say({"lives": self.kernel(len(self._request["sources"])) is not None})
+        say({"lives": self.kernel(len(self._sources)) is not None})
 
     def call(self, request: Json) -> None:
         """Run a source after the last cell, and say what it has answered."""
@@ -331,17 +332,30 @@ def say(answer: Json) -> None:
     ANSWERS.flush()
 
 
+def start(folder: str, imports: list[str]) -> Kernel:
+    """Return a kernel that has imported what it can of this, into no namespace of a notebook."""
+    kernel = Kernel(folder)
+    tries = (f"try: exec({statement!r}, {{}})\nexcept Exception: pass" for statement in imports)
+    kernel.execute("\n".join(tries), None, START_S)
+    return kernel
+
+
 def main() -> None:
     """Answer requests until standard input ends."""
     ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+    folder, kernel = "", None
     notebook: Notebook | None = None
     server: Server | None = None
     say({"ready": True})
     for line in sys.stdin:
         request = json.loads(line)
         try:
-            if request["do"] == "cells":
-                notebook = Notebook(request)
+            if request["do"] == "start":
+                folder = request["folder"]
+                kernel = start(folder, request["imports"])
+                say({})
+            elif request["do"] == "cells" and kernel is not None:
+                notebook = Notebook(folder, kernel, request)
             elif request["do"] == "cell" and notebook is not None:
                 notebook.run(request)
             elif request["do"] == "alive" and notebook is not None:
