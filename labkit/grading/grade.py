@@ -245,7 +245,7 @@ class Kernels:
 
     def __exit__(self, *exc: object) -> None:
         for kernel in self._waiting.values():
-            kernel.__exit__(*exc)
+            kernel.close()
 
     def take(self, stage: str, ahead: bool = False) -> KernelSandbox:
         """Return the sandbox for a notebook; with `ahead`, start that of the one after it."""

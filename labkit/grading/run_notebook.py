@@ -153,6 +153,10 @@ class KernelSandbox:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End what runs in it, and remove its files."""
         self._stack.close()
 
     def wait(self) -> None:

@@ -76,18 +76,18 @@ class ModelSandbox:
         if self._program is not None:
             return
         self._ready = False
-        self._box = self._stack.enter_context(open_workdir(self._parent, self._isolation))
+        self._workdir = self._stack.enter_context(open_workdir(self._parent, self._isolation))
         # Mounts of their own: what runs inside can put no link in the place of one of them.
-        self._in, self._out = self._box.writable / "in", self._box.writable / "out"
+        self._in, self._out = self._workdir.writable / "in", self._workdir.writable / "out"
         for folder in (self._in, self._out):
             folder.mkdir()
-        self._box.hand_over()
+        self._workdir.hand_over()
         folders = {IMAGES: self._images, IN: self._in}
-        sandbox = self._box.sandbox(self._profile, folders, data=False, runtime=self._runtime)
+        sandbox = self._workdir.sandbox(self._profile, folders, data=False, runtime=self._runtime)
         if self._isolation.kind == BUBBLEWRAP:
             sandbox = replace(sandbox, read_write={**sandbox.read_write, OUT: self._out})
         source = Path(inside_.__file__).parent / "measure_files.py"
-        writable, log = self._box.writable, self._box.log
+        writable, log = self._workdir.writable, self._workdir.log
         self._program = self._stack.enter_context(
             Program(source, self._isolation, sandbox, self._limits, writable, log)
         )
