@@ -11,8 +11,6 @@ from labkit.grading.exercises import EXERCISES
 from labkit.grading.notebook_page import render_notebook, stopped_cell
 from labkit.grading.pages import (
     INDEX,
-    NOT_RUN,
-    carried,
     environment,
     href,
     one_line,
@@ -22,11 +20,8 @@ from labkit.grading.pages import (
     write_page,
 )
 from labkit.grading.results import (
-    AMBIGUOUS,
     ERROR,
     GRADED,
-    INVALID,
-    MISSING,
     OK,
     ItemResult,
     Result,
@@ -38,16 +33,6 @@ from labkit.workspace import MADE_BY
 
 EXECUTED: Final = "executed.ipynb"
 MOST_LOSSES: Final = 3
-WHY_NOT_RUN: Final = {
-    MISSING: "was not handed in",
-    AMBIGUOUS: "was handed in more than once",
-    INVALID: "cannot be read",
-}
-HAND_IN: Final = {
-    MISSING: "Hand in",
-    AMBIGUOUS: "Hand in only one file each for",
-    INVALID: "Save in JupyterLab and hand in again:",
-}
 FP32: Final = "model.onnx"  # the model that these items hold against the files made from it
 AGAINST_FP32: Final = frozenset({"04.torchscript", "04.onnx", "04.openvino"})
 
@@ -113,7 +98,7 @@ def write_feedback(out: Path, result: Result, evidence: Path, title: str = "") -
     stopped = {}
     for record in result.stages:
         page = folder / f"{record.stage}.html"
-        if record.verdict in NOT_RUN:
+        if not record.was_run:
             page.unlink(missing_ok=True)  # of an earlier grading
         else:
             executed = evidence / record.stage / EXECUTED
@@ -167,8 +152,8 @@ def _shown(item: ItemResult, record: StageRecord | None) -> ItemResult:
         return replace(item, reason="", hint="", value=None)
     if record is None:
         return item
-    if record.verdict in NOT_RUN:
-        why = f"notebook {_number(record.stage)} {WHY_NOT_RUN[record.verdict]}"
+    if not record.was_run:
+        why = f"notebook {_number(record.stage)} {words_for(record.verdict).not_run}"
         return replace(item, reason=why, hint="")
     if item.id in AGAINST_FP32 and FP32 in record.used_reference and item.value is not None:
         item = replace(item, reason=f"{item.reason}; FP32 is the reference's {FP32} here")
@@ -188,7 +173,7 @@ def _headline(result: Result) -> list[str]:
     if result.stages:
         ran = sum(record.verdict == OK for record in result.stages)
         lines.append(f"{ran} of {len(result.stages)} notebooks ran without an error.")
-        if lost := carried(result):
+        if lost := result.carried():
             lines.append(
                 f"Later notebooks ran on the course's own files instead of those of {_and(lost)}; "
                 "that costs no points there."
@@ -212,7 +197,7 @@ def _losses(result: Result, stopped: Mapping[str, str]) -> list[Loss]:
         gap, record = item.maximum - item.points, records.get(item.stage)
         if gap <= 0:
             continue
-        if record and record.verdict in NOT_RUN:
+        if record and not record.was_run:
             gaps = absent.setdefault(record.verdict, {})
             gaps[item.stage] = gaps.get(item.stage, 0.0) + gap
         elif record and _is_lost(item, record):
@@ -225,7 +210,7 @@ def _losses(result: Result, stopped: Mapping[str, str]) -> list[Loss]:
         title = f"Solve the exercises of notebook {_number(stage)}: what it makes counts with them"
         losses.append(Loss(title, stage, gap))
     for verdict, gaps in absent.items():
-        title = f"{HAND_IN[verdict]} {_notebooks(list(gaps), list(records))}"
+        title = f"{words_for(verdict).ask} {_notebooks(list(gaps), list(records))}"
         losses.append(Loss(title, next(iter(gaps)) if len(gaps) == 1 else "", sum(gaps.values())))
     for stage, gap in lost.items():
         losses.append(_loss_of_notebook(records[stage], gap, stopped.get(stage, "")))
@@ -249,7 +234,7 @@ def _loss_of_notebook(record: StageRecord, gap: float, stopped: str) -> Loss:
 def _stages(result: Result, stopped: Mapping[str, str]) -> Iterable[StageView]:
     """Yield every notebook of the rubric, whether or not it was run."""
     records = {record.stage: record for record in result.stages}
-    replaced = carried(result)
+    replaced = result.carried()
     for name in dict.fromkeys([*records, *(item.stage for item in result.items)]):
         record = records.get(name)
         checks = [_shown(item, record) for item in result.items if item.stage == name]
@@ -259,7 +244,7 @@ def _stages(result: Result, stopped: Mapping[str, str]) -> Iterable[StageView]:
             checks=checks,
             points=sum(item.points for item in checks),
             maximum=sum(item.maximum for item in checks),
-            page=href(f"{name}.html") if record and record.verdict not in NOT_RUN else "",
+            page=href(f"{name}.html") if record and record.was_run else "",
             stopped=stopped.get(name, ""),
             carried=list(_carried(record, records)) if record else [],
             went_on=_went_on(record) if record and name in replaced else "",
@@ -268,7 +253,7 @@ def _stages(result: Result, stopped: Mapping[str, str]) -> Iterable[StageView]:
 
 def _carried(record: StageRecord, records: Mapping[str, StageRecord]) -> Iterable[str]:
     """Yield a sentence for every reason why files of earlier notebooks were replaced."""
-    if record.verdict in NOT_RUN:
+    if not record.was_run:
         return
     own: dict[str, list[str]] = {}  # notebook that left unusable files → those files
     together: dict[str, list[str]] = {}  # the same → usable files of other notebooks
@@ -326,7 +311,7 @@ def _why(record: StageRecord | None, form: str) -> str:
 
 def _went_on(record: StageRecord) -> str:
     """Return why later notebooks did not get this one's files; empty where nothing is to say."""
-    if record.verdict in NOT_RUN or not record.why_not:
+    if not record.was_run or not record.why_not:
         return ""
     return f"Its files were not passed on to later notebooks: {one_line(record.why_not)}"
 

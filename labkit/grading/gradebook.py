@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
-from labkit.grading.pages import by_name, carried, one_line, points_text, words_for
+from labkit.grading.pages import by_name, one_line, points_text, words_for
 from labkit.grading.results import GRADED, Result
 from labkit.grading.roster import CANVAS, MOODLE, Person, Roster, read_roster
 from labkit.grading.submission import safe_name
@@ -102,7 +102,7 @@ def _gradebook(results: Sequence[Result], people: Roster, maximum: str) -> list[
             **{item.id: points_text(item.points) for item in result.items},
             **{f"{record.stage} verdict": record.verdict for record in result.stages},
             "late": "late" if result.late else "",
-            "carried": "; ".join(carried(result)),
+            "carried": "; ".join(result.carried()),
             "notes": " ".join(_notes(result)),
         }
     for person in people.absent(results):

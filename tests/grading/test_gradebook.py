@@ -13,7 +13,6 @@ import pytest
 from factory import STAGES, make_class, make_record, make_result
 
 from labkit.grading.gradebook import write_gradebooks
-from labkit.grading.pages import carried
 from labkit.grading.results import FAILED, REJECTED, HandedIn, Result
 from labkit.grading.roster import RosterError, read_roster
 
@@ -50,7 +49,7 @@ def test_numbers_are_the_results_numbers(tmp_path: Path) -> None:
         assert [float(row[item.id]) for item in result.items] == [i.points for i in result.items]
         for record in result.stages:
             assert row[f"{record.stage} verdict"] == record.verdict
-        assert row["carried"] == "; ".join(carried(result))
+        assert row["carried"] == "; ".join(result.carried())
 
 
 def test_only_stages_that_a_notebook_ran_without_are_carried(tmp_path: Path) -> None:
