@@ -143,7 +143,6 @@ COPIED: Final = (
 # Not for students, or made by notebook 10 where the notebooks were run.
 HIDDEN: Final = (
     "labkit/grading/",
-    "labkit/plots/grading.py",
     "model_repository/cifar10_pipeline/",
     "model_repository/cifar10_preprocess/",
 )

@@ -72,7 +72,6 @@ def project(tmp_path: Path) -> Path:
         "labkit/__pycache__/cli.cpython-312.pyc",
         "labkit/.ipynb_checkpoints/cli-checkpoint.py",
         "labkit/grading/answers.py",
-        "labkit/plots/grading.py",
         "docker/.env.local",
         "model_repository/cifar10_onnx/1/model.onnx",
         "model_repository/cifar10_onnx/configs/tuned.pbtxt",
