@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import jinja2
 
-from labkit.grading.results import Result, StageRecord
+from labkit.grading.results import Result
 from labkit.grading.submission import safe_name
 from labkit.html_templates import templates
 from labkit.workspace import write_text
@@ -47,6 +47,11 @@ class Words:
     not_run: str = ""
     ask: str = ""
 
+    @property
+    def cut_short(self) -> bool:
+        """Whether the notebook began and was stopped, so that its last cells did not run."""
+        return self.kind in ("stopped", "limit")
+
 
 _TEXTS: Final = tomllib.loads((Path(__file__).parent / "verdicts.toml").read_text("utf-8"))
 KINDS: Final[dict[str, dict[str, str]]] = _TEXTS["kind"]  # the sign of each, and its text
@@ -57,11 +62,6 @@ _UNKNOWN: Final = Words(**_TEXTS["unknown"])
 def words_for(verdict: str) -> Words:
     """Return the words for a verdict; a result of a newer grader may hold one that is unknown."""
     return VERDICT_WORDS.get(verdict, _UNKNOWN)
-
-
-def was_cut_short(record: StageRecord) -> bool:
-    """Return whether a notebook began and was stopped, so that its last cells did not run."""
-    return words_for(record.verdict).kind in ("stopped", "limit")
 
 
 def points_text(value: float) -> str:
