@@ -20,7 +20,7 @@ from labkit.grading.pages import (
     write_page,
 )
 from labkit.grading.results import FAILED, GRADED, GRADER_ERROR, REJECTED, Result
-from labkit.grading.roster import Roster, read_roster
+from labkit.grading.roster import NOBODY, Roster
 
 PAGE: Final = "class.html"
 MOST_BARS: Final = 12  # of a figure
@@ -33,7 +33,7 @@ HIGH_SHARE: Final = 0.9  # of the points: with an error as well, one of the two 
 
 
 def write_class_page(
-    out: Path, results: Iterable[Result], rubric_title: str = "", roster: Path | None = None
+    out: Path, results: Iterable[Result], rubric_title: str = "", people: Roster = NOBODY
 ) -> Path:
     """Write `class.html` for the instructor; it names students and is not for them.
 
@@ -41,10 +41,7 @@ def write_class_page(
         out: Folder of the grades; the page links to `feedback/` below it.
         results: The class, in any order.
         rubric_title: Heading of the page.
-        roster: As for the gradebook; says who handed in nothing.
-
-    Raises:
-        RosterError: the roster cannot be used.
+        people: Says who handed in nothing.
     """
     ordered = by_name(results)
     graded = [result for result in ordered if result.status == GRADED]
@@ -59,7 +56,7 @@ def write_class_page(
         notebooks={stage: verdict_kinds(ordered, stage) for stage in stages},
         checks=checks_by_loss(graded)[:MOST_BARS],
         slowest=slowest(ordered)[:MOST_BARS],
-        matters=needs_review(ordered, read_roster(roster, rubric_title)),
+        matters=needs_review(ordered, people),
         groups=same_files(ordered),
         most_groups=MOST_GROUPS,
         most_names=MOST_NAMES,

@@ -28,7 +28,7 @@ from labkit.grading.class_page import (
 from labkit.grading.feedback import write_feedback
 from labkit.grading.pages import KINDS, VERDICT_WORDS, points_text
 from labkit.grading.results import GRADED, Result
-from labkit.grading.roster import Person, Roster
+from labkit.grading.roster import Person, Roster, read_roster
 from labkit.grading.rubric import load_rubric
 
 
@@ -183,7 +183,8 @@ def test_long_lists_are_cut(tmp_path: Path) -> None:
 def test_the_roster_tells_who_is_missing_or_unknown(tmp_path: Path) -> None:
     roster = tmp_path / "roster.csv"
     roster.write_text("student,name\nada,Ada\nzoe,Zoe\n", encoding="utf-8")
-    path = write_class_page(tmp_path, [make_result("ada"), make_result("bob")], "T", roster)
+    found = [make_result("ada"), make_result("bob")]
+    path = write_class_page(tmp_path, found, "T", read_roster(roster))
     text = words(Page(path.read_text(encoding="utf-8")))
     assert "No submission: 1 On the roster, but without a submission. Zoe" in text
     assert "Not on the roster: 1" in text
