@@ -1,19 +1,16 @@
 """Results → `class.html`: how the class did, and what needs a look, on one page."""
 
-import base64
-import io
+import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.figure import Figure
 
-from labkit.grading.needs_review import SameFiles, needs_review, same_files
+from labkit.grading.exercises import EXERCISES
 from labkit.grading.pages import (
     by_name,
     environment,
@@ -22,80 +19,115 @@ from labkit.grading.pages import (
     words_for,
     write_page,
 )
-from labkit.grading.results import GRADED, Result
-from labkit.grading.roster import Roster, read_roster
-from labkit.plots.grading import (
-    CheckShare,
-    Duration,
-    missed_checks,
-    slowest_submissions,
-    totals_histogram,
-    verdicts_by_notebook,
-)
+from labkit.grading.results import FAILED, GRADED, GRADER_ERROR, REJECTED, Result
+from labkit.grading.roster import NOBODY, Roster
 
-MOST_CHECKS: Final = 12
-MOST_SLOW: Final = 12
-PNG_DPI: Final = 150
+PAGE: Final = "class.html"
+MOST_BARS: Final = 12  # of a figure
+MOST_GROUPS: Final = 12
+MOST_NAMES: Final = 8  # of a list
+RANGES: Final = 10  # of totals
+NO_ISOLATION: Final = "none"
+ALIKE: Final = "looks like it"  # in the note of `submission.find_submissions`
+HIGH_SHARE: Final = 0.9  # of the points: with an error as well, one of the two may be wrong
+
+
+def write_class_page(
+    out: Path, results: Iterable[Result], rubric_title: str = "", people: Roster = NOBODY
+) -> Path:
+    """Write `class.html` for the instructor; it names students and is not for them.
+
+    Args:
+        out: Folder of the grades; the page links to `feedback/` below it.
+        results: The class, in any order.
+        rubric_title: Heading of the page.
+        people: Says who handed in nothing.
+    """
+    ordered = by_name(results)
+    graded = [result for result in ordered if result.status == GRADED]
+    summary = class_summary(ordered)
+    stages = dict.fromkeys(record.stage for result in ordered for record in result.stages)
+    page = environment().get_template("class.html")
+    html = page.render(
+        title=rubric_title or "The class at a glance",
+        results=ordered,
+        summary=summary,
+        totals=count_totals([result.points for result in graded], summary["maximum"]),
+        notebooks={stage: verdict_kinds(ordered, stage) for stage in stages},
+        checks=checks_by_loss(graded)[:MOST_BARS],
+        slowest=slowest(ordered)[:MOST_BARS],
+        matters=needs_review(ordered, people),
+        groups=same_files(ordered),
+        most_groups=MOST_GROUPS,
+        most_names=MOST_NAMES,
+    )
+    return write_page(out / PAGE, html)
+
+
+# ---- numbers and figures
+
+
+def class_summary(results: Sequence[Result]) -> dict[str, Any]:
+    """Return the numbers behind the page.
+
+    Returns:
+        `submissions`, `graded`, `rejected`, `failed`: counts; `maximum`: highest points; `mean`,
+        `median`, `lower_quartile`, `upper_quartile`, `lowest`, `highest`: of the totals of graded
+        submissions, in points, None where there are none.
+    """
+    counts = Counter(result.status for result in results)
+    totals = [result.points for result in results if result.status == GRADED]
+    names = ("lowest", "lower_quartile", "median", "upper_quartile", "highest")
+    quartiles = np.percentile(totals, [0, 25, 50, 75, 100]).tolist() if totals else [None] * 5
+    return {
+        "submissions": len(results),
+        **{status: counts[status] for status in (GRADED, REJECTED, FAILED)},
+        "maximum": max((result.maximum for result in results), default=0.0),
+        "mean": statistics.fmean(totals) if totals else None,
+        **dict(zip(names, quartiles, strict=True)),
+    }
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A figure of the page.
+class Totals:
+    """How many totals lie in each of about ten equal ranges.
 
     Attributes:
-        title: What the reader sees in it.
-        alt: The same for whoever cannot see it.
-        image: Base64 of a PNG.
-        width, height: Pixels of the page.
+        width: Of a range, whole points.
+        counts: Students in each range, from 0 points on.
+    """
+
+    width: int
+    counts: list[int]
+
+
+def count_totals(totals: Sequence[float], maximum: float) -> Totals:
+    """Count totals, in points, in ranges from 0 to `maximum`."""
+    width = max(1, math.ceil(maximum / RANGES))
+    ranges = max(1, math.ceil(maximum / width))
+    counts, _ = np.histogram(totals, bins=ranges, range=(0, ranges * width))
+    return Totals(width, counts.tolist())
+
+
+def verdict_kinds(results: Iterable[Result], stage: str) -> dict[str, int]:
+    """Return kind of verdict → students, for one notebook."""
+    records = (record for result in results for record in result.stages if record.stage == stage)
+    return dict(Counter(words_for(record.verdict).kind for record in records))
+
+
+@dataclass(frozen=True)
+class CheckShare:
+    """How a class did on one check.
+
+    Attributes:
+        title: What is checked.
+        some: Share of students with some of the points, in [0, 1].
+        none: Share of students with no points, in [0, 1].
     """
 
     title: str
-    alt: str
-    image: str
-    width: int
-    height: int
-
-
-def class_pictures(results: Sequence[Result]) -> Iterable[Picture]:
-    """Yield the figures for which there is something to show.
-
-    Args:
-        results: The class, in the order of the table below the figures.
-    """
-    graded = [result for result in results if result.status == GRADED]
-    if graded:
-        totals = [result.points for result in graded]
-        maximum = max(result.maximum for result in graded) or 1.0
-        yield _picture(
-            "How the totals spread",
-            f"Histogram of {len(totals)} totals, median {statistics.median(totals):.1f} of "
-            f"{points_text(maximum)} points.",
-            totals_histogram(totals, maximum),
-        )
-    stages = stages_of(results)
-    if stages:
-        counts = {stage: verdict_kinds(results, stage) for stage in stages}
-        ran = ", ".join(f"{stage} {counts[stage].get('ran', 0)}" for stage in stages)
-        yield _picture(
-            "What became of the notebooks",
-            f"Students whose notebook ran without an error: {ran}.",
-            verdicts_by_notebook(counts),
-        )
-    checks = checks_by_loss(graded)[:MOST_CHECKS]
-    if checks:
-        worst = checks[0]
-        yield _picture(
-            "Checks that cost points most often",
-            f"Most missed: {worst.title}, by {100 * (worst.none + worst.some):.0f} % of students.",
-            missed_checks(checks),
-        )
-    slow = slowest(results)[:MOST_SLOW]
-    if slow:
-        yield _picture(
-            "Slowest submissions",
-            f"Slowest: {slow[0].student}, {slow[0].notebooks_s + slow[0].measure_s:,.0f} s.",
-            slowest_submissions(slow),
-        )
+    some: float
+    none: float
 
 
 def checks_by_loss(graded: Sequence[Result]) -> list[CheckShare]:
@@ -115,130 +147,172 @@ def checks_by_loss(graded: Sequence[Result]) -> list[CheckShare]:
     return sorted(checks, key=lambda check: (-(check.none + check.some), -check.none))
 
 
-def verdict_kinds(results: Iterable[Result], stage: str) -> dict[str, int]:
-    """Return kind of verdict → students, for one notebook."""
-    records = (record for result in results for record in result.stages if record.stage == stage)
-    return dict(Counter(words_for(record.verdict).kind for record in records))
-
-
-def slowest(results: Sequence[Result]) -> list[Duration]:
-    """Return how long each submission took, the slowest first."""
-    durations = [
-        Duration(
-            result.shown,
-            number,
-            result.timings.get("notebooks", 0.0),
-            result.timings.get("measure", 0.0),
-        )
-        for number, result in enumerate(results, start=1)
-        if result.timings
-    ]
-    return sorted(durations, key=lambda one: -(one.notebooks_s + one.measure_s))
-
-
-def _picture(title: str, alt: str, figure: Figure) -> Picture:
-    """Return a figure as a PNG inside the page, and close it."""
-    width, height = figure.get_size_inches() * 100
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=PNG_DPI)
-    plt.close(figure)
-    image = base64.b64encode(stream.getvalue()).decode()
-    return Picture(title, alt, image, int(width), int(height))
-
-
-def stages_of(results: Iterable[Result]) -> list[str]:
-    """Return every notebook that a result knows, in order."""
-    return list(dict.fromkeys(record.stage for result in results for record in result.stages))
-
-
-PAGE: Final = "class.html"
-MOST_GROUPS: Final = 12
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of the table of students.
-
-    Attributes:
-        result: The submission.
-        page: Link to its feedback.
-        kinds: Notebook → kind of its verdict.
-    """
-
-    result: Result
-    page: str
-    kinds: dict[str, str]
-
-
-def class_summary(results: Iterable[Result]) -> dict[str, Any]:
-    """Return the numbers behind the page.
-
-    Returns:
-        `submissions`, `graded`, `rejected`, `failed`: counts; `maximum`: highest points; `n`,
-        `mean`, `median`, `lower_quartile`, `upper_quartile`, `lowest`, `highest`: of the totals of
-        graded submissions, in points, None where `n` is 0.
-    """
-    found = list(results)
-    counts = Counter(result.status for result in found)
-    totals = [result.points for result in found if result.status == GRADED]
-    quartiles: list[float | None] = [None] * 5
-    if totals:
-        quartiles = [float(value) for value in np.percentile(totals, [0, 25, 50, 75, 100])]
-    lowest, lower, median, upper, highest = quartiles
-    return {
-        "submissions": len(found),
-        "graded": counts["graded"],
-        "rejected": counts["rejected"],
-        "failed": counts["failed"],
-        "maximum": max((result.maximum for result in found), default=0.0),
-        "n": len(totals),
-        "mean": statistics.fmean(totals) if totals else None,
-        "median": median,
-        "lower_quartile": lower,
-        "upper_quartile": upper,
-        "lowest": lowest,
-        "highest": highest,
-    }
-
-
-def write_class_page(
-    out: Path, results: Iterable[Result], rubric_title: str = "", roster: Path | None = None
-) -> Path:
-    """Write `class.html` for the instructor; it names students and is not for them.
-
-    Args:
-        out: Folder of the grades; the page links to `feedback/` below it.
-        results: The class, in any order.
-        rubric_title: Heading of the page.
-        roster: As for the gradebook; says who handed in nothing.
-
-    Raises:
-        RosterError: the roster cannot be used.
-    """
-    people = read_roster(roster, rubric_title)
-    return write_page(out / PAGE, render_class_page(by_name(results), rubric_title, people))
-
-
-def render_class_page(results: Sequence[Result], rubric_title: str, people: Roster) -> str:
-    """Return the page as HTML; `results` in the order of the table."""
-    groups: list[SameFiles] = same_files(results)
-    return (
-        environment()
-        .get_template("class.html")
-        .render(
-            title=rubric_title or "The class at a glance",
-            summary=class_summary(results),
-            matters=needs_review(results, people),
-            pictures=list(class_pictures(results)),
-            groups=groups[:MOST_GROUPS],
-            more_groups=max(0, len(groups) - MOST_GROUPS),
-            rows=[_row(result) for result in results],
-            stages=stages_of(results),
-        )
+def slowest(results: Iterable[Result]) -> list[Result]:
+    """Return the submissions that ran, the slowest first."""
+    ran = [result for result in results if result.timings]
+    return sorted(
+        ran, key=lambda r: -(r.timings.get("notebooks", 0.0) + r.timings.get("measure", 0.0))
     )
 
 
-def _row(result: Result) -> Row:
-    """Return a student's line of the table."""
-    kinds = {record.stage: words_for(record.verdict).kind for record in result.stages}
-    return Row(result, feedback_link(result.student), kinds)
+@dataclass(frozen=True)
+class SameFiles:
+    """Students who handed in the same files, byte for byte.
+
+    Attributes:
+        students: Who.
+        artifacts: The files that are the same for all of them.
+    """
+
+    students: list[str]
+    artifacts: list[str]
+
+
+def same_files(results: Sequence[Result]) -> list[SameFiles]:
+    """Return who shares which files: small groups with many files first, as they say most."""
+    shown = {result.student: result.shown for result in results}
+    shared: dict[tuple[str, ...], set[str]] = {}
+    for result in results:
+        for artifact, others in result.same_as.items():
+            if others:
+                students = tuple(sorted({result.student, *others}))
+                shared.setdefault(students, set()).add(artifact)
+    order = sorted(shared.items(), key=lambda entry: (-len(entry[1]), len(entry[0]), entry[0]))
+    return [
+        SameFiles([shown.get(student, student) for student in students], sorted(artifacts))
+        for students, artifacts in order
+    ]
+
+
+# ---- what an instructor should look at by hand, before the points go out
+
+
+@dataclass(frozen=True)
+class Mention:
+    """A student in a list: name, link to the feedback (empty where there is none), and why."""
+
+    student: str
+    page: str = ""
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Matter:
+    """Something that needs a look.
+
+    Attributes:
+        title: What it is.
+        advice: What to do about it.
+        mentions: Whom it is about.
+    """
+
+    title: str
+    advice: str
+    mentions: list[Mention]
+
+
+def needs_review(results: Sequence[Result], people: Roster) -> list[Matter]:
+    """Return what needs a look, the most urgent first; empty for a class without any.
+
+    Args:
+        results: The class.
+        people: The roster; empty where there is none.
+    """
+    matters = [_matter(title, advice, results, why) for title, advice, why in MATTERS]
+    if people:
+        advice = "Their grade goes to the learning platform under the submission's name."
+        unknown = [result for result in results if not people.of(result)]
+        absent = [person.shown for person in people.absent(results) if not person.exempt]
+        matters += [
+            _matter("Not on the roster", advice, unknown, lambda result: ""),
+            Matter(
+                "No submission",
+                "On the roster, but without a submission.",
+                [Mention(student) for student in absent],
+            ),
+        ]
+    return [matter for matter in matters if matter.mentions]
+
+
+Why = Callable[[Result], str | None]  # why a submission is concerned, may be empty; else None
+
+
+def _matter(title: str, advice: str, results: Iterable[Result], why: Why) -> Matter:
+    """Collect the students for whom `why` gives a reason, which may be empty; None is no reason."""
+    mentions = [
+        Mention(result.shown, feedback_link(result.student), reason)
+        for result in results
+        if (reason := why(result)) is not None
+    ]
+    return Matter(title, advice, mentions)
+
+
+def _grader_failure(result: Result) -> str | None:
+    """Return where the grader failed; None where it did not."""
+    if result.status == FAILED:
+        return result.reason
+    stages = [record.stage for record in result.stages if record.verdict == GRADER_ERROR]
+    return ", ".join(stages) or None
+
+
+def _endings(result: Result, *kinds: str) -> str:
+    """Return which notebooks ended with a verdict of these kinds, and with which."""
+    words = [(record.stage, words_for(record.verdict)) for record in result.stages]
+    return ", ".join(f"{stage}: {word.label}" for stage, word in words if word.kind in kinds)
+
+
+def _high_with_an_error(result: Result) -> str | None:
+    """Return points and errors of a submission that has high points all the same; else None."""
+    errors = _endings(result, "raised", "stopped")
+    if result.status != GRADED or not errors or result.points < HIGH_SHARE * result.maximum:
+        return None
+    return f"{points_text(result.points)} points; {errors}"
+
+
+def _no_exercise(result: Result) -> str | None:
+    """Return how many exercises there are where none is right; else None."""
+    exercises = [item for item in result.items if item.id in EXERCISES]
+    right = any(item.points >= item.maximum for item in exercises)
+    if result.status != GRADED or not exercises or right:
+        return None
+    return f"0 of {len(exercises)} right, {points_text(result.points)} points"
+
+
+# Title, advice, and whom it is about; the most urgent first.
+MATTERS: Final[tuple[tuple[str, str, Why], ...]] = (
+    (
+        "Graded without a sandbox",
+        "Student code ran with your rights: grade again with a sandbox.",
+        lambda result: "" if result.isolation == NO_ISOLATION else None,
+    ),
+    (
+        "The grader failed",
+        "The points are not to be trusted: see the log in evidence/, then grade again.",
+        _grader_failure,
+    ),
+    (
+        "Rejected",
+        "Nothing in it could be graded: ask for the right files.",
+        lambda result: result.reason if result.status == REJECTED else None,
+    ),
+    (
+        "Hit a limit",
+        "A notebook was stopped: a slow machine, a slip, or an attack. See what it printed.",
+        lambda result: _endings(result, "limit") or None,
+    ),
+    (
+        "High points, but an error",
+        "A notebook ended with an error and cost little: see whether the points are right.",
+        _high_with_an_error,
+    ),
+    (
+        "No exercise is right",
+        "Not begun, saved before the work was done, or the wrong files: ask.",
+        _no_exercise,
+    ),
+    (
+        "Names that look alike",
+        "Each was graded: see whose is whose before the points go out.",
+        lambda result: next((note for note in result.notes if ALIKE in note), None),
+    ),
+)

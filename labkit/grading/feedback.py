@@ -1,5 +1,6 @@
 """A result → the pages that a student gets back: `feedback/<student>/`."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,92 +10,16 @@ from typing import Final
 from labkit.chain import STAGES, CellFinding
 from labkit.grading.exercises import EXERCISES
 from labkit.grading.notebook_page import render_notebook, stopped_cell
-from labkit.grading.pages import (
-    INDEX,
-    NOT_RUN,
-    carried,
-    environment,
-    href,
-    one_line,
-    sentence,
-    was_cut_short,
-    words_for,
-    write_page,
-)
-from labkit.grading.results import (
-    AMBIGUOUS,
-    ERROR,
-    GRADED,
-    INVALID,
-    MISSING,
-    OK,
-    ItemResult,
-    Result,
-    StageRecord,
-)
+from labkit.grading.pages import INDEX, environment, words_for, write_page
+from labkit.grading.results import ERROR, GRADED, ItemResult, Result, StageRecord
 from labkit.grading.rubric import UNLOCKS
 from labkit.grading.submission import safe_name
 from labkit.workspace import MADE_BY
 
 EXECUTED: Final = "executed.ipynb"
 MOST_LOSSES: Final = 3
-WHY_NOT_RUN: Final = {
-    MISSING: "was not handed in",
-    AMBIGUOUS: "was handed in more than once",
-    INVALID: "cannot be read",
-}
-HAND_IN: Final = {
-    MISSING: "Hand in",
-    AMBIGUOUS: "Hand in only one file each for",
-    INVALID: "Save in JupyterLab and hand in again:",
-}
 FP32: Final = "model.onnx"  # the model that these items hold against the files made from it
 AGAINST_FP32: Final = frozenset({"04.torchscript", "04.onnx", "04.openvino"})
-
-
-@dataclass(frozen=True)
-class StageView:
-    """What the page shows of one notebook.
-
-    Attributes:
-        name: Such as `03_export`.
-        record: What became of it; None where the submission was not run at all.
-        checks: Its items, of hidden ones only points and title.
-        points, maximum: Sums over `checks`.
-        page: Link to the executed notebook; empty where nothing ran.
-        stopped: A sentence on the cell at which it was stopped; empty where it was not.
-        carried: What it was given that was not the student's own, a sentence each.
-        went_on: Why later notebooks did not get its files; empty where they did.
-    """
-
-    name: str
-    record: StageRecord | None
-    checks: list[ItemResult]
-    points: float
-    maximum: float
-    page: str
-    stopped: str
-    carried: list[str]
-    went_on: str
-
-
-@dataclass(frozen=True)
-class Loss:
-    """What cost points: an item, or something that cost several items theirs.
-
-    Attributes:
-        title: What is to be done, or of the item.
-        stage: Its notebook; empty where it is about several.
-        gap: Points that are missing.
-        hint: What to look at; empty for a hidden item.
-        cause: What happened; takes the place of a hint.
-    """
-
-    title: str
-    stage: str
-    gap: float
-    hint: str = ""
-    cause: str = ""
 
 
 def write_feedback(out: Path, result: Result, evidence: Path, title: str = "") -> Path:
@@ -113,11 +38,11 @@ def write_feedback(out: Path, result: Result, evidence: Path, title: str = "") -
     stopped = {}
     for record in result.stages:
         page = folder / f"{record.stage}.html"
-        if record.verdict in NOT_RUN:
+        if not record.was_run:
             page.unlink(missing_ok=True)  # of an earlier grading
         else:
             executed = evidence / record.stage / EXECUTED
-            cell = stopped_cell(executed) if was_cut_short(record) else None
+            cell = stopped_cell(executed) if words_for(record.verdict).cut_short else None
             if cell:
                 stopped[record.stage] = cell
             html = render_notebook(executed, result.shown, record.stage, record.verdict, cell)
@@ -137,13 +62,8 @@ def render_feedback(
         title: Of the rubric.
         stopped: Notebook → the cell at which it was stopped.
     """
+    records = {record.stage: record for record in result.stages}
     graded = result.status == GRADED
-    reasons = {record.stage: record.reason for record in result.stages}
-    said = {
-        stage: f"That was in {cell.where}."
-        for stage, cell in stopped.items()
-        if f"code cell {cell.number} of" not in reasons.get(stage, "")
-    }
     return (
         environment()
         .get_template("feedback.html")
@@ -151,11 +71,64 @@ def render_feedback(
             result=result,
             title=title,
             graded=graded,
-            headline=_headline(result) if graded else [],
-            losses=_losses(result, said) if graded else [],
-            stages=list(_stages(result, said)) if graded else [],
+            in_full=sum(item.points >= item.maximum for item in result.items),
+            losses=_losses(result) if graded else [],
+            stages=list(_stages(result)) if graded else [],
+            records=records,
+            carried=result.carried(),
+            stopped={
+                stage: cell.where
+                for stage, cell in stopped.items()
+                if f"code cell {cell.number} of" not in records[stage].reason
+            },
+            number=_number,
+            listed=_listed,
+            notebooks=_notebooks,
         )
     )
+
+
+# ---- what each notebook's section shows
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """Files of earlier notebooks in whose place a notebook was given the reference's.
+
+    Attributes:
+        own: Notebook that left unusable files → those files.
+        together: The same → usable files of other notebooks, which belong together with those.
+    """
+
+    own: Mapping[str, list[str]]
+    together: Mapping[str, list[str]]
+
+
+@dataclass(frozen=True)
+class StageView:
+    """What the page shows of one notebook.
+
+    Attributes:
+        name: Such as `03_export`.
+        record: What became of it; None where the submission was not run at all.
+        checks: Its items, of hidden ones only points and title.
+        replaced: What it was given that was not the student's own.
+    """
+
+    name: str
+    record: StageRecord | None
+    checks: list[ItemResult]
+    replaced: Replaced
+
+
+def _stages(result: Result) -> Iterable[StageView]:
+    """Yield every notebook of the rubric, whether or not it was run."""
+    records = {record.stage: record for record in result.stages}
+    for name in dict.fromkeys([*records, *(item.stage for item in result.items)]):
+        record = records.get(name)
+        checks = [_shown(item, record) for item in result.items if item.stage == name]
+        replaced = _replaced(record, records) if record and record.was_run else Replaced({}, {})
+        yield StageView(name, record, checks, replaced)
 
 
 def _shown(item: ItemResult, record: StageRecord | None) -> ItemResult:
@@ -167,8 +140,8 @@ def _shown(item: ItemResult, record: StageRecord | None) -> ItemResult:
         return replace(item, reason="", hint="", value=None)
     if record is None:
         return item
-    if record.verdict in NOT_RUN:
-        why = f"notebook {_number(record.stage)} {WHY_NOT_RUN[record.verdict]}"
+    if not record.was_run:
+        why = f"notebook {_number(record.stage)} {words_for(record.verdict).not_run}"
         return replace(item, reason=why, hint="")
     if item.id in AGAINST_FP32 and FP32 in record.used_reference and item.value is not None:
         item = replace(item, reason=f"{item.reason}; FP32 is the reference's {FP32} here")
@@ -177,132 +150,20 @@ def _shown(item: ItemResult, record: StageRecord | None) -> ItemResult:
 
 def _is_lost(item: ItemResult, record: StageRecord) -> bool:
     """Return whether an item lost its points because its notebook did not come that far."""
-    if was_cut_short(record):
+    if words_for(record.verdict).cut_short:
         return item.points < item.maximum
     return record.verdict == ERROR and item.value is None and item.id not in EXERCISES
 
 
-def _headline(result: Result) -> list[str]:
-    """Return what the student should take away, computed from the result."""
-    lines = []
-    if result.stages:
-        ran = sum(record.verdict == OK for record in result.stages)
-        lines.append(f"{ran} of {len(result.stages)} notebooks ran without an error.")
-        if lost := carried(result):
-            lines.append(
-                f"Later notebooks ran on the course's own files instead of those of {_and(lost)}; "
-                "that costs no points there."
-            )
-    if result.late:
-        lines.append("It was handed in late.")
-    if result.items:
-        full = sum(item.points >= item.maximum for item in result.items)
-        lines.append(f"{full} of {len(result.items)} checks earned full points.")
-    return lines
-
-
-def _losses(result: Result, stopped: Mapping[str, str]) -> list[Loss]:
-    """Return what cost most, at most `MOST_LOSSES`: what has one cause together."""
-    records = {record.stage: record for record in result.stages}
-    losses: list[Loss] = []
-    absent: dict[str, dict[str, float]] = {}  # verdict → notebook → points
-    lost: dict[str, float] = {}  # notebook → points
-    locked: dict[str, float] = {}  # notebook → points that its exercises unlock
-    for item in result.items:
-        gap, record = item.maximum - item.points, records.get(item.stage)
-        if gap <= 0:
-            continue
-        if record and record.verdict in NOT_RUN:
-            gaps = absent.setdefault(record.verdict, {})
-            gaps[item.stage] = gaps.get(item.stage, 0.0) + gap
-        elif record and _is_lost(item, record):
-            lost[item.stage] = lost.get(item.stage, 0.0) + gap
-        elif item.hint == UNLOCKS:
-            locked[item.stage] = locked.get(item.stage, 0.0) + gap
-        else:
-            losses.append(Loss(item.title, item.stage, gap, _shown(item, record).hint))
-    for stage, gap in locked.items():
-        title = f"Solve the exercises of notebook {_number(stage)}: what it makes counts with them"
-        losses.append(Loss(title, stage, gap))
-    for verdict, gaps in absent.items():
-        title = f"{HAND_IN[verdict]} {_notebooks(list(gaps), list(records))}"
-        losses.append(Loss(title, next(iter(gaps)) if len(gaps) == 1 else "", sum(gaps.values())))
-    for stage, gap in lost.items():
-        losses.append(_loss_of_notebook(records[stage], gap, stopped.get(stage, "")))
-    return sorted(losses, key=lambda loss: -loss.gap)[:MOST_LOSSES]
-
-
-def _loss_of_notebook(record: StageRecord, gap: float, stopped: str) -> Loss:
-    """Return what a notebook cost that did not come to what was to be measured."""
-    cut_short = was_cut_short(record)
-    what = "runs to its end" if cut_short else "makes its files"
-    happened = words_for(record.verdict).sentence if cut_short else ""
-    where = stopped or sentence(record.reason)
-    return Loss(
-        f"See that notebook {_number(record.stage)} {what}",
-        record.stage,
-        gap,
-        cause=f"{happened} {where}".strip(),
-    )
-
-
-def _stages(result: Result, stopped: Mapping[str, str]) -> Iterable[StageView]:
-    """Yield every notebook of the rubric, whether or not it was run."""
-    records = {record.stage: record for record in result.stages}
-    replaced = carried(result)
-    for name in dict.fromkeys([*records, *(item.stage for item in result.items)]):
-        record = records.get(name)
-        checks = [_shown(item, record) for item in result.items if item.stage == name]
-        yield StageView(
-            name=name,
-            record=record,
-            checks=checks,
-            points=sum(item.points for item in checks),
-            maximum=sum(item.maximum for item in checks),
-            page=href(f"{name}.html") if record and record.verdict not in NOT_RUN else "",
-            stopped=stopped.get(name, ""),
-            carried=list(_carried(record, records)) if record else [],
-            went_on=_went_on(record) if record and name in replaced else "",
-        )
-
-
-def _carried(record: StageRecord, records: Mapping[str, StageRecord]) -> Iterable[str]:
-    """Yield a sentence for every reason why files of earlier notebooks were replaced."""
-    if record.verdict in NOT_RUN:
-        return
-    own: dict[str, list[str]] = {}  # notebook that left unusable files → those files
-    together: dict[str, list[str]] = {}  # the same → usable files of other notebooks
+def _replaced(record: StageRecord, records: Mapping[str, StageRecord]) -> Replaced:
+    """Return which files a notebook was given in place of the student's, by who caused it."""
+    own: dict[str, list[str]] = {}
+    together: dict[str, list[str]] = {}
     for name in record.used_reference:
         maker = MADE_BY.get(name, "")
         cause = _cause(maker, record.stage, records)
         (own if cause == maker else together).setdefault(cause, []).append(name)
-    start = f"Notebook {_number(record.stage)} was run on the reference's"
-    for maker, names in own.items():
-        if maker and maker not in records:
-            number = _number(maker)
-            yield f"{start} {_and(names)}: notebook {number} is no part of this assignment."
-            continue
-        whose = f"yours from notebook {_number(maker)}" if maker else "yours"
-        verb = "was" if len(names) == 1 else "were"
-        yield (
-            f"{start} {_and(names)}, because {whose} {verb} not used"
-            f"{_why(records.get(maker), ': {}')}. This costs you nothing here."
-        )
-    for cause, names in together.items():
-        whose = f"notebook {_number(cause)} left no usable"
-        rest = "files that belong together were replaced together"
-        if unusable := own.get(cause):
-            what = unusable[0] if len(unusable) == 1 else "files"
-            yield (
-                f"It was given the reference's {_and(names)} as well, because {whose} {what}; "
-                f"{rest}."
-            )
-        else:
-            yield (
-                f"{start} {_and(names)}, because {whose} files"
-                f"{_why(records.get(cause), ' ({})')}; {rest}. "
-                "This costs you nothing here."
-            )
+    return Replaced(own, together)
 
 
 def _cause(maker: str, stage: str, records: Mapping[str, StageRecord]) -> str:
@@ -318,28 +179,69 @@ def _cause(maker: str, stage: str, records: Mapping[str, StageRecord]) -> str:
     return next((name for name in failed if name in after), failed[0] if failed else maker)
 
 
-def _why(record: StageRecord | None, form: str) -> str:
-    """Return why a notebook's files are not used, in a form; empty where nothing is said."""
-    why = one_line(record.why_not).rstrip(".") if record else ""
-    return form.format(why) if why else ""
+# ---- what cost most
 
 
-def _went_on(record: StageRecord) -> str:
-    """Return why later notebooks did not get this one's files; empty where nothing is to say."""
-    if record.verdict in NOT_RUN or not record.why_not:
-        return ""
-    return f"Its files were not passed on to later notebooks: {one_line(record.why_not)}"
+@dataclass(frozen=True)
+class Loss:
+    """What cost points: an item, or something that cost several items theirs.
+
+    Attributes:
+        kind: `item`; `locked` where a notebook's exercises are not solved; `lost` where a notebook
+            did not come to what was to be measured; `not_run` for notebooks that were not run.
+        items: The items, as they are shown.
+    """
+
+    kind: str
+    items: list[ItemResult]
+
+    @property
+    def gap(self) -> float:
+        """Points that are missing."""
+        return sum(item.maximum - item.points for item in self.items)
+
+    @property
+    def stages(self) -> list[str]:
+        """The notebooks that it is about."""
+        return list(dict.fromkeys(item.stage for item in self.items))
 
 
-def _notebooks(stages: list[str], order: list[str]) -> str:
+def _losses(result: Result) -> list[Loss]:
+    """Return what cost most, at most `MOST_LOSSES`: what has one cause together."""
+    records = {record.stage: record for record in result.stages}
+    found: dict[tuple[str, str], list[ItemResult]] = defaultdict(list)
+    for item in result.items:
+        record = records.get(item.stage)
+        if item.points < item.maximum:
+            found[_cause_of_loss(item, record)].append(_shown(item, record))
+    losses = [Loss(kind, items) for (kind, _), items in found.items()]
+    return sorted(losses, key=lambda loss: -loss.gap)[:MOST_LOSSES]
+
+
+def _cause_of_loss(item: ItemResult, record: StageRecord | None) -> tuple[str, str]:
+    """Return what cost an item points: the kind, see `Loss`, and what it is of that kind."""
+    if record and not record.was_run:
+        return "not_run", record.verdict
+    if record and _is_lost(item, record):
+        return "lost", item.stage
+    if item.hint == UNLOCKS:
+        return "locked", item.stage
+    return "item", item.id
+
+
+# ---- words
+
+
+def _notebooks(stages: list[str], order: Iterable[str]) -> str:
     """Name notebooks by their numbers: notebook 03; notebooks 03 and 05; notebooks 03 to 08."""
     numbers = [_number(stage) for stage in stages]
     if len(numbers) == 1:
         return f"notebook {numbers[0]}"
-    first = order.index(stages[0])
-    if len(numbers) > 2 and stages == order[first : first + len(stages)]:
+    graded = list(order)
+    first = graded.index(stages[0])
+    if len(numbers) > 2 and stages == graded[first : first + len(stages)]:
         return f"notebooks {numbers[0]} to {numbers[-1]}"
-    return f"notebooks {_and(numbers)}"
+    return f"notebooks {_listed(numbers)}"
 
 
 def _number(stage: str) -> str:
@@ -347,6 +249,6 @@ def _number(stage: str) -> str:
     return stage.split("_", 1)[0]
 
 
-def _and(names: list[str]) -> str:
+def _listed(names: list[str]) -> str:
     """Join names as a person writes them: a, b and c."""
     return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]

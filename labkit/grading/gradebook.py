@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
-from labkit.grading.pages import by_name, carried, one_line, points_text, words_for
+from labkit.grading.pages import by_name, one_line, points_text, words_for
 from labkit.grading.results import GRADED, Result
-from labkit.grading.roster import CANVAS, MOODLE, Person, Roster, read_roster
+from labkit.grading.roster import CANVAS, MOODLE, NOBODY, Person, Roster
 from labkit.grading.submission import safe_name
 from labkit.workspace import atomic_path, write_text
 
@@ -25,8 +25,11 @@ WORKSHEET: Final = ("Identifier", "Full name", "Email address", "Status", "Grade
                     "Maximum Grade", "Last modified (grade)", "Feedback comments")  # fmt: skip
 
 
+Line = tuple[Result, Person]
+
+
 def write_gradebooks(
-    out: Path, results: Iterable[Result], rubric_title: str, roster: Path | None = None
+    out: Path, results: Iterable[Result], rubric_title: str, people: Roster = NOBODY
 ) -> list[Path]:
     """Write `gradebook.csv`, `canvas.csv`, `moodle.csv`, and Moodle's worksheet where it is used.
 
@@ -38,27 +41,25 @@ def write_gradebooks(
         out: Folder to write to.
         results: The class, in any order.
         rubric_title: Name of the assignment on the learning platform.
-        roster: See `read_roster`.
+        people: Who is in the class.
 
     Returns:
         The paths.
-
-    Raises:
-        RosterError: the roster cannot be read, or names a student twice or not at all.
     """
     ordered = by_name(results)
-    people = read_roster(roster, rubric_title)
-    maximum = points_text(max((result.maximum for result in ordered), default=0.0))
+    maximum = max((result.maximum for result in ordered), default=0.0)
     lines = [(result, people.of(result) or _unknown(result)) for result in ordered]
-    absent = people.absent(ordered)
-    lines += [(_absent(person), person) for person in absent if person.exempt]
+    absent = [(_absent(person, maximum), person) for person in people.absent(ordered)]
+    imported = lines + [(result, person) for result, person in absent if person.exempt]
+    platforms = {people.platform, *(result.handed_in.platform for result in ordered)}
+    are_known = bool(people) or any(result.handed_in.user for result in ordered)
     tables = {
-        "gradebook.csv": _gradebook(ordered, people, maximum),
-        "canvas.csv": _canvas(lines, rubric_title, maximum),
-        "moodle.csv": _moodle(lines, rubric_title),
+        "gradebook.csv": _gradebook(lines + absent, are_known),
+        "canvas.csv": _canvas(imported, rubric_title, points_text(maximum)),
+        "moodle.csv": _moodle(imported, rubric_title),
     }
-    if people.platform == MOODLE or any(r.handed_in.platform == MOODLE for r in ordered):
-        tables["moodle-worksheet.csv"] = _worksheet(lines, maximum)
+    if MOODLE in platforms:
+        tables["moodle-worksheet.csv"] = _worksheet(imported, points_text(maximum))
     for name, rows in tables.items():
         write_text(out / name, _csv(rows))
     return [out / name for name in tables]
@@ -66,13 +67,13 @@ def write_gradebooks(
 
 def _unknown(result: Result) -> Person:
     """Return what a submission itself says of a person who is not on the roster."""
-    user = result.handed_in.user
-    return Person(result.student, name=result.name, user=user)
+    return Person(result.student, name=result.name, user=result.handed_in.user)
 
 
-def _absent(person: Person) -> Result:
+def _absent(person: Person, maximum: float) -> Result:
     """Return what stands for a submission that is not there."""
-    return Result(person.shown, NO_SUBMISSION, "", exempt=person.exempt)
+    student = person.student or person.name
+    return Result(student, NO_SUBMISSION, "", maximum=maximum, exempt=person.exempt)
 
 
 def _grade(result: Result, exempt: str = "") -> str:
@@ -82,36 +83,36 @@ def _grade(result: Result, exempt: str = "") -> str:
     return points_text(result.points) if result.status == GRADED else ""
 
 
-def _gradebook(results: Sequence[Result], people: Roster, maximum: str) -> list[list[str]]:
+def _gradebook(lines: Sequence[Line], are_known: bool) -> list[list[str]]:
     """Return a row per student: status, total, every item, every verdict, notes."""
-    items = list(dict.fromkeys(item.id for result in results for item in result.items))
-    stages = list(dict.fromkeys(record.stage for result in results for record in result.stages))
-    known = people or any(result.handed_in.user for result in results)
-    identity = ["name", "email", "id"] if known else []
+    items = list(dict.fromkeys(item.id for result, _ in lines for item in result.items))
+    stages = dict.fromkeys(record.stage for result, _ in lines for record in result.stages)
+    identity = ["name", "email", "id"] if are_known else []
     titles = ["student", *identity, "status", "total", "maximum", *items]
     titles += [*(f"{stage} verdict" for stage in stages), "late", "carried", "notes"]
-    rows = {}
-    for result in results:
-        person = people.of(result) or _unknown(result)
-        rows[result.student] = {
-            **_identity(person),
-            "student": result.student,
-            "status": EXEMPT if result.exempt else result.status,
-            "total": points_text(result.points),
-            "maximum": points_text(result.maximum),
-            **{item.id: points_text(item.points) for item in result.items},
-            **{f"{record.stage} verdict": record.verdict for record in result.stages},
-            "late": "late" if result.late else "",
-            "carried": "; ".join(carried(result)),
-            "notes": " ".join(_notes(result)),
-        }
-    for person in people.absent(results):
-        status = {"status": EXEMPT if person.exempt else NO_SUBMISSION, "maximum": maximum}
-        zeros = dict.fromkeys([*items, "total"], "" if person.exempt else "0")
-        student = person.student or person.name
-        rows[student] = {"student": student, **_identity(person), **status, **zeros}
-    ordered = sorted(rows, key=lambda student: (student.casefold(), student))
-    return [titles, *([rows[student].get(title, "") for title in titles] for student in ordered)]
+    rows = [_row(result, person, items) for result, person in lines]
+    rows.sort(key=lambda row: (row["student"].casefold(), row["student"]))
+    return [titles, *([row.get(title, "") for title in titles] for row in rows)]
+
+
+def _row(result: Result, person: Person, items: Iterable[str]) -> dict[str, str]:
+    """Return title → cell of a student; who handed in nothing has no points, or zero."""
+    if result.status == NO_SUBMISSION:
+        points = dict.fromkeys(["total", *items], "" if result.exempt else "0")
+    else:
+        points = {item.id: points_text(item.points) for item in result.items}
+        points["total"] = points_text(result.points)
+    return {
+        "student": result.student,
+        **_identity(person),
+        "status": EXEMPT if result.exempt else result.status,
+        "maximum": points_text(result.maximum),
+        **points,
+        **{f"{record.stage} verdict": record.verdict for record in result.stages},
+        "late": "late" if result.late else "",
+        "carried": "; ".join(result.carried()),
+        "notes": " ".join(_notes(result)),
+    }
 
 
 def _identity(person: Person) -> dict[str, str]:
@@ -127,7 +128,7 @@ def _notes(result: Result) -> list[str]:
     return notes + [f"{record.stage}: {note}" for record in result.stages for note in record.notes]
 
 
-def _canvas(lines: Sequence[tuple[Result, Person]], title: str, maximum: str) -> list[list[str]]:
+def _canvas(lines: Sequence[Line], title: str, maximum: str) -> list[list[str]]:
     """Return the layout of Canvas' gradebook import.
 
     Canvas looks for a person by ID, its own number; then by SIS User ID, SIS Login ID and name. A
@@ -146,7 +147,7 @@ def _canvas(lines: Sequence[tuple[Result, Person]], title: str, maximum: str) ->
     return rows
 
 
-def _moodle(lines: Sequence[tuple[Result, Person]], title: str) -> list[list[str]]:
+def _moodle(lines: Sequence[Line], title: str) -> list[list[str]]:
     """Return the layout of Moodle's grade import.
 
     On import, "Identify user by" is set to one of the first three columns. Grade and feedback are
@@ -159,7 +160,7 @@ def _moodle(lines: Sequence[tuple[Result, Person]], title: str) -> list[list[str
     return rows
 
 
-def _worksheet(lines: Sequence[tuple[Result, Person]], maximum: str) -> list[list[str]]:
+def _worksheet(lines: Sequence[Line], maximum: str) -> list[list[str]]:
     """Return Moodle's offline grading worksheet, which its assignments take back.
 
     Moodle takes none without its column "Last modified (grade)", and skips whoever was graded there

@@ -2,6 +2,7 @@
 
 import os
 import re
+import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -11,14 +12,12 @@ from urllib.parse import quote
 
 import jinja2
 
-from labkit.grading import results
-from labkit.grading.results import Result, StageRecord
+from labkit.grading.results import Result
 from labkit.grading.submission import safe_name
 from labkit.html_templates import templates
-from labkit.workspace import MADE_BY, write_text
+from labkit.workspace import write_text
 
 INDEX: Final = "index.html"
-NOT_RUN: Final = frozenset({results.MISSING, results.AMBIGUOUS, results.INVALID})
 
 # What a browser may load while it shows one of these pages: nothing but what is in the page.
 POLICY: Final = (
@@ -32,80 +31,37 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newli
 
 @dataclass(frozen=True)
 class Words:
-    """A verdict as a person reads it.
+    """A verdict as a person reads it, see `verdicts.toml`.
 
     Attributes:
+        kind: `ran`, `raised`, `stopped`, `limit`, `absent` or `grader`; decides the colour.
         label: Two or three words.
         sentence: What happened, for the student.
-        kind: `ran`, `raised`, `stopped`, `limit`, `absent` or `grader`; decides the colour.
+        not_run: Why it was not run; empty where it was.
+        ask: What the student should do about that.
     """
 
+    kind: str
     label: str
     sentence: str
-    kind: str
+    not_run: str = ""
+    ask: str = ""
+
+    @property
+    def cut_short(self) -> bool:
+        """Whether the notebook began and was stopped, so that its last cells did not run."""
+        return self.kind in ("stopped", "limit")
 
 
-VERDICT_WORDS: Final[dict[str, Words]] = {
-    results.OK: Words("ran", "Every cell ran without an error.", "ran"),
-    results.ERROR: Words(
-        "error in a cell", "At least one cell raised an error; the other cells ran.", "raised"
-    ),
-    results.STOPPED: Words(
-        "stopped early",
-        "A cell ended the kernel; those after it ran in another kernel, as far as one started.",
-        "stopped",
-    ),
-    results.TIMEOUT: Words(
-        "time limit", "It was still running at the time limit and was stopped there.", "limit"
-    ),
-    results.CPU: Words(
-        "CPU limit", "It used up the CPU time that a notebook may use and was stopped.", "limit"
-    ),
-    results.OOM: Words(
-        "memory limit", "It needed more memory than a notebook may use and was stopped.", "limit"
-    ),
-    results.PROCESSES: Words(
-        "process limit", "It started more processes than a notebook may start.", "limit"
-    ),
-    results.DISK: Words(
-        "disk limit", "It wrote more data, or more files, than a notebook may write.", "limit"
-    ),
-    results.OUTPUT: Words(
-        "output limit", "It printed more than a notebook may print and was stopped.", "limit"
-    ),
-    results.MISSING: Words(
-        "missing", "The submission has no such notebook, so nothing was run.", "absent"
-    ),
-    results.AMBIGUOUS: Words(
-        "ambiguous", "Several notebooks could be this one, so none of them was run.", "absent"
-    ),
-    results.INVALID: Words(
-        "not readable", "The file cannot be read as a notebook, so it was not run.", "absent"
-    ),
-    results.GRADER_ERROR: Words(
-        "grader failed", "The grader itself failed here. This is not your fault.", "grader"
-    ),
-}
-_UNKNOWN: Final = Words("unknown", "The grader left no verdict that it knows.", "grader")
+_TEXTS: Final = tomllib.loads((Path(__file__).parent / "verdicts.toml").read_text("utf-8"))
+KINDS: Final[dict[str, dict[str, str]]] = _TEXTS["kind"]  # the sign of each, and its text
+VERDICT_WORDS: Final = {verdict: Words(**words) for verdict, words in _TEXTS["verdict"].items()}
+_UNKNOWN: Final = Words(**_TEXTS["unknown"])
 
 
 def words_for(verdict: str) -> Words:
     """Return the words for a verdict; a result of a newer grader may hold one that is unknown."""
     return VERDICT_WORDS.get(verdict, _UNKNOWN)
-
-
-def was_cut_short(record: StageRecord) -> bool:
-    """Return whether a notebook began and was stopped, so that its last cells did not run."""
-    return words_for(record.verdict).kind in ("stopped", "limit")
-
-
-def carried(result: Result) -> list[str]:
-    """Return the stages instead of whose files a notebook that ran was given the reference's."""
-    ran = [record for record in result.stages if record.verdict not in NOT_RUN]
-    used = {MADE_BY.get(name) for record in ran for name in record.used_reference}
-    return [
-        record.stage for record in result.stages if not record.accepted and record.stage in used
-    ]
 
 
 def points_text(value: float) -> str:
@@ -164,7 +120,9 @@ def environment() -> jinja2.Environment:
     """Return the template environment: everything that is filled in is escaped."""
     made = templates("labkit.grading")
     made.filters.update(points=points_text, duration=seconds_text, sentence=sentence)
-    made.globals.update(policy=POLICY, words_for=words_for)
+    made.globals.update(
+        policy=POLICY, kinds=KINDS, words_for=words_for, feedback_link=feedback_link
+    )
     return made
 
 

@@ -38,16 +38,15 @@ def publish(session: Session, results: Sequence[Result], roster: Path | None = N
     title, kept = session.rubric.title, session.out / ROSTER
     if roster is not None and roster.resolve() != kept.resolve():
         shutil.copyfile(roster, kept)
-    roster = kept if kept.is_file() else None
-    people = read_roster(roster, title)
+    people = read_roster(kept if kept.is_file() else None, title)
     named = [_named(result, people, session.rubric) for result in results]
     marked = mark_copies(named, session.reference_files())
     with locked(session.out):
         for result in marked:
             write_result(session.result_path(result.student), result)
             write_feedback(session.out, result, session.evidence(result.student), title)
-        page = write_class_page(session.out, marked, title, roster)
-        tables = write_gradebooks(session.out, marked, title, roster)
+        page = write_class_page(session.out, marked, title, people)
+        tables = write_gradebooks(session.out, marked, title, people)
         return [page, *tables, *write_feedback_zips(session.out, marked, people)]
 
 

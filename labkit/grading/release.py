@@ -1,7 +1,8 @@
 """The student edition: the project without solutions, grader, tests and outputs.
 
-What goes in is listed here, and whatever is not listed stays out. Of a git checkout, files that git
-ignores stay out too; one that git does not track yet goes in, and a warning names it.
+What goes in is listed in `student_edition.toml`, and whatever is not listed stays out. Of a git
+checkout, files that git ignores stay out too; one that git does not track yet goes in, and a
+warning names it.
 """
 
 import logging
@@ -10,6 +11,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,18 +28,10 @@ from labkit.grading.student_notebook import STUB, ReleaseError, exercises_of, re
 from labkit.profiles import PROFILES
 from labkit.workspace import project_root
 
-TARGETS: Final = (
-    "help",
-    "env",
-    "data",
-    "server",
-    "lab",
-    "jupyter",
-    "doctor",
-    "drills",
-    "clean",
-    "clean-all",
-)
+log = logging.getLogger(__name__)
+
+EDITION: Final = tomllib.loads((Path(__file__).parent / "student_edition.toml").read_text("utf-8"))
+TARGETS: Final[list[str]] = EDITION["targets"]
 # What `make help` puts first: for the project, then for students.
 MATTERS: Final = ("make lab   and   make test", "make jupyter   and   make lab PROFILE=smoke")
 
@@ -103,50 +97,6 @@ def _summary(stage: str, notebook: NotebookNode) -> dict[str, Any]:
         "writes": writes.strip(),
         "takes": takes.strip(),
     }
-
-
-log = logging.getLogger(__name__)
-
-# Copied as they are. Each pattern must find something.
-COPIED: Final = (
-    ".dockerignore",
-    ".gitignore",
-    "LICENSE",
-    "constraints.txt",
-    "environment.yml",
-    "pyproject.toml",
-    "docker/.env",
-    "docker/*.Dockerfile",
-    "docker/*.md",
-    "docker/*.sh",
-    "docker/*.yaml",
-    "docker/gateway/*.conf",
-    "docker/gateway/*.sh",
-    "docker/gateway/secrets/.gitignore",  # and no secret
-    "docker/gateway/site/*.conf",
-    "docker/kubernetes/**/*.md",
-    "docker/kubernetes/**/*.sh",
-    "docker/kubernetes/**/*.yaml",
-    "docker/monitoring/**/*.json",
-    "docker/monitoring/**/*.md",
-    "docker/monitoring/**/*.y*ml",
-    "docs/native.md",  # notebook 07 names it
-    "labkit/**/*.py",
-    "labkit/backends/README.md",
-    "labkit/py.typed",
-    "labkit/server/native/*.sha256",
-    "labkit/templates/*",
-    "model_repository/*/config.pbtxt",
-    "model_repository/*/labels.txt",
-    "tools/make_env.sh",
-)
-# Not for students, or made by notebook 10 where the notebooks were run.
-HIDDEN: Final = (
-    "labkit/grading/",
-    "labkit/plots/grading.py",
-    "model_repository/cifar10_pipeline/",
-    "model_repository/cifar10_preprocess/",
-)
 
 
 @dataclass(frozen=True)
@@ -231,14 +181,14 @@ def _listed(root: Path) -> dict[str, bool] | None:
 def _copied(root: Path, listed: Mapping[str, bool] | None) -> list[str]:
     """Return the files that students get unchanged, relative to the project."""
     names: set[str] = set()
-    for pattern in COPIED:
+    for pattern in EDITION["copied"]:
         paths = [path for path in root.glob(pattern) if path.is_file() and not path.is_symlink()]
         matching = {path.relative_to(root).as_posix() for path in paths}
         found = {name for name in matching if ".ipynb_checkpoints" not in name}
         found = found if listed is None else found & listed.keys()
         if not found:
             raise ReleaseError(f"{root} has no {pattern}, which a student edition needs")
-        names |= {name for name in found if not name.startswith(HIDDEN)}
+        names |= {name for name in found if not name.startswith(tuple(EDITION["hidden"]))}
     if new := sorted(name for name in names if listed is not None and not listed[name]):
         log.warning("released, although git does not track it yet: %s", ", ".join(new))
     return sorted(names)

@@ -8,7 +8,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from labkit.errors import LabError
-from labkit.workspace import read_json, write_json
+from labkit.workspace import MADE_BY, read_json, write_json
 
 SCHEMA = 2
 CLOSED = ConfigDict(extra="forbid")
@@ -86,6 +86,11 @@ class StageRecord:
     accepted: bool = False
     why_not: str = ""
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def was_run(self) -> bool:
+        """Whether there was a notebook to run."""
+        return self.verdict not in (MISSING, AMBIGUOUS, INVALID)
 
 
 @dataclass(frozen=True, config=CLOSED)
@@ -218,8 +223,12 @@ class Result:
             raise ResultError(f"got a damaged result ({what}): grade anew") from error
 
     def carried(self) -> list[str]:
-        """Return the stages whose own artifacts were replaced by the reference's later on."""
-        return [record.stage for record in self.stages if not record.accepted]
+        """Return the stages instead of whose files a notebook that ran got the reference's."""
+        used = {MADE_BY.get(name) for record in self.stages for name in record.used_reference
+                if record.was_run}  # fmt: skip
+        return [
+            record.stage for record in self.stages if not record.accepted and record.stage in used
+        ]
 
 
 def write_result(path: Path, result: Result) -> None:

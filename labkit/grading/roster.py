@@ -63,18 +63,15 @@ def read_name(name: str) -> Name | None:
         prefix = name[: len(name) - len(match["file"])] if match["file"] else name
         is_text = match["what"] == "onlinetext"
         return Name(MOODLE, match["name"], match["user"], prefix, match["file"], is_text=is_text)
-    if match := _ANONYMOUS.fullmatch(name):
-        prefix = name[: match.start("file")]
-        number, late = int(match["attachment"]), bool(match["late"])
-        return Name(CANVAS, match["name"], "", prefix, match["file"], late, number)
-    match = _CANVAS.fullmatch(name)
-    if match and name.endswith(".zip") and min(map(len, match.group("user", "attachment"))) < 3:
+    match = _ANONYMOUS.fullmatch(name) or _CANVAS.fullmatch(name)
+    if match is None:
+        return None
+    said = match.groupdict(default="")
+    user, attachment = said.get("user", ""), said["attachment"]
+    if user and name.endswith(".zip") and min(len(user), len(attachment)) < 3:
         return None  # a date, in the name of somebody's own zip
-    if match:
-        prefix = name[: match.start("file")]
-        number, late = int(match["attachment"]), bool(match["late"])
-        return Name(CANVAS, match["name"], match["user"], prefix, match["file"], late, number)
-    return None
+    prefix, late = name[: match.start("file")], bool(said["late"])
+    return Name(CANVAS, said["name"], user, prefix, said["file"], late, int(attachment))
 
 
 def without_count(file: str) -> tuple[str, int]:
@@ -185,6 +182,9 @@ class Roster:
         return sorted(absent, key=lambda person: (person.shown.casefold(), person.shown))
 
 
+NOBODY: Final = Roster()
+
+
 def read_roster(path: Path | None, assignment: str = "") -> Roster:
     """Read who is in the class; nobody where there is no file.
 
@@ -198,7 +198,7 @@ def read_roster(path: Path | None, assignment: str = "") -> Roster:
         RosterError: the file cannot be read, has no column that names people, or a student twice.
     """
     if path is None:
-        return Roster()
+        return NOBODY
     try:
         text = path.read_text(encoding="utf-8-sig")
         first = text.partition("\n")[0]

@@ -206,7 +206,7 @@ def test_released_and_solved_again_earns_every_point(whole: Graded) -> None:
     short = [(item.id, item.value, item.reason) for item in result.items if item.hint]
     assert short == []
     assert result.points == result.maximum == 100
-    assert result.carried() == []
+    assert all(record.accepted for record in result.stages)
 
 
 def test_a_network_with_one_more_layer_is_the_one_that_is_exported_and_graded(
@@ -215,7 +215,7 @@ def test_a_network_with_one_more_layer_is_the_one_that_is_exported_and_graded(
     """What the student wrote in notebook 02, and not a copy that the lab has."""
     result = whole.results["deeper"]
     short = [(item.id, item.value, item.reason) for item in result.items if item.hint]
-    assert short == [] and result.carried() == []
+    assert short == [] and all(record.accepted for record in result.stages)
     convolutions = {}
     for student in ("correct", "deeper"):
         path = whole.grades / "evidence" / student / "03_export" / "model.onnx"
@@ -283,7 +283,7 @@ def test_equal_files_are_reported_and_cost_nothing(small: Graded) -> None:
 def test_a_broken_export_costs_its_own_points_only(small: Graded) -> None:
     result = small.results["broken-03"]
     records = {record.stage: record for record in result.stages}
-    assert "03_export" in result.carried()
+    assert not records["03_export"].accepted
     assert "model.onnx" in records["04_quantize"].used_reference
     points = dict.fromkeys(STAGES, 0.0)
     for item in result.items:
