@@ -2,7 +2,7 @@
 
 A submission walks through these modules, in this order:
 
-1. `submission`: found, unpacked, read (`unpack`, `find_notebooks`, `notebook`);
+1. `submission`: found, unpacked, read (`unpack`, `notebook`);
 2. `run_notebook`: its cells run in a kernel in the sandbox (`sandbox`, `inside.run_cells`), what
    they made is taken out, and its `exercises` are called in that kernel;
 3. `carry_forward`: what the next notebook is given;

@@ -156,7 +156,7 @@ class Submission:
         record, outputs = self._run(stage, intake, inputs, case.sandbox)
         ran = time.monotonic()
         if outputs is None:
-            measured = StageMeasurements({}, False, record.reason)
+            measured = StageMeasurements({}, [record.reason])
         else:
             turns = Turns(self.session.out)
             measured, trouble = measure_patiently(

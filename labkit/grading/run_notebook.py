@@ -13,7 +13,7 @@ from labkit.chain import CellFinding, first_line_of
 from labkit.errors import LabError
 from labkit.grading.carry_forward import StageOutputs, take_out
 from labkit.grading.exercises import ask_exercises
-from labkit.grading.exercises.ask import FOLDER, LookInto
+from labkit.grading.exercises.answers import FOLDER, LookInto
 from labkit.grading.limits import CELL_SHARE, MIB, Limits
 from labkit.grading.notebook import INJECTED, PARAMETERS, NotebookNode, make_cell, tags
 from labkit.grading.results import (

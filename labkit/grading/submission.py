@@ -14,13 +14,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from labkit.chain import STAGES
-from labkit.grading.find_notebooks import (
+from labkit.grading.notebook import (
+    IntakeError,
     NotebookFound,
+    NotebookNode,
     NotebookProblem,
     find_notebooks,
     notebook_name,
 )
-from labkit.grading.notebook import IntakeError, NotebookNode
 from labkit.grading.results import GRADED, MISSING, REJECTED, HandedIn
 from labkit.grading.roster import CANVAS, MOODLE, Name, read_name, without_count
 from labkit.grading.unpack import IGNORED, Rejected, left_out, names_in_zip, take
@@ -285,16 +286,13 @@ def safe_name(student: str) -> str:
     return f"{slug or 'student'}-{digest[:10]}"
 
 
-def take_in(
-    source: Source, staging: Path, references: Mapping[str, NotebookNode] | None = None
-) -> Intake:
+def take_in(source: Source, staging: Path, references: Mapping[str, NotebookNode]) -> Intake:
     """Copy or extract a submission's plain files, and find its notebooks.
 
     Args:
         source: As `find_submissions` returns it.
         staging: Is made; may exist if it is empty.
-        references: Stage → notebook as it was handed out, to recognise renamed ones; the
-            project's own when None.
+        references: Stage → notebook as it was handed out, to recognise renamed ones.
 
     Returns:
         What was found. A submission that is damaged or too large is rejected, not raised.

@@ -20,7 +20,7 @@ from tiny import write_notebook
 
 from labkit.grading import classroom, submission
 from labkit.grading.classroom import Event, grade_class, run_worker
-from labkit.grading.grade import scored
+from labkit.grading.grade import reference_notebooks, scored
 from labkit.grading.publish import mark_copies
 from labkit.grading.results import (
     FAILED,
@@ -61,6 +61,7 @@ def pretend(session: Session, calls: list[str], status: str = GRADED) -> Callabl
         digest = take_in(
             Source(student, {"": Path(source) / student}),
             Path(out) / f"staged-{student}-{time.monotonic_ns()}",
+            reference_notebooks(),
         ).sha256
         result = Result(student, status, "smoke", seed=session.seed, submission_sha256=digest)
         write_result(session.result_path(student), scored(result, session.rubric))
@@ -117,7 +118,7 @@ def test_what_names_say_is_as_fresh_as_the_files(
         calls.append(student)
         source = classroom.source_of(Path(folder), student)
         with TemporaryDirectory() as staging:
-            digest = take_in(source, Path(staging)).sha256
+            digest = take_in(source, Path(staging), reference_notebooks()).sha256
         result = Result(student, GRADED, "smoke", seed=session.seed, submission_sha256=digest,
                         handed_in=source.handed_in)  # fmt: skip
         write_result(session.result_path(student), scored(result, session.rubric))

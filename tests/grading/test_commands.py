@@ -22,7 +22,7 @@ from labkit.grading import classroom as classroom_module
 from labkit.grading import sandbox
 from labkit.grading.classroom import Event, grade_class, source_of
 from labkit.grading.commands import describe
-from labkit.grading.grade import scored
+from labkit.grading.grade import reference_notebooks, scored
 from labkit.grading.results import (
     FAILED,
     GRADED,
@@ -90,7 +90,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
             right = {item.id: Measurement(item.full) for item in items}
             status = REJECTED if source.student.startswith("empty") else GRADED
             staging = session.out / ".work" / source.student
-            notes = take_in(source, staging).notes
+            notes = take_in(source, staging, reference_notebooks()).notes
             shutil.rmtree(staging)
             made = Result(source.student, status, session.profile, measurements=right, notes=notes)
             result = scored(replace(made, handed_in=source.handed_in), session.rubric)
@@ -540,7 +540,8 @@ def test_a_late_hand_in_goes_on_to_the_gradebook(
 
     def work(out: str, folder: str, student: str) -> str:
         session, source = Session.load(Path(out)), source_of(Path(folder), student)
-        intake = take_in(source, Path(out) / ".work" / f"{student}-{len(graded)}")
+        staging = Path(out) / ".work" / f"{student}-{len(graded)}"
+        intake = take_in(source, staging, reference_notebooks())
         right = {item.id: Measurement(item.full) for item in session.rubric.items}
         made = Result(student, GRADED, session.profile, measurements=right, seed=session.seed,
                       submission_sha256=intake.sha256, handed_in=source.handed_in)  # fmt: skip

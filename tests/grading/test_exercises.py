@@ -18,11 +18,11 @@ from labkit.chain import STAGES
 from labkit.grading import inside
 from labkit.grading.exercises import (
     EXERCISES,
-    ask,
     ask_exercises,
     measure_exercises,
     read_answers,
 )
+from labkit.grading.exercises import answers as answers_module
 from labkit.grading.exercises.case import close, each, equals
 from labkit.grading.exercises.catalogue import CATALOGUE
 from labkit.grading.inside import measure_files
@@ -114,7 +114,7 @@ def run(
                     program.hear()
                 asked = [replace(e, limit_s=limit_s or e.limit_s) for e in CATALOGUE]
                 with pytest.MonkeyPatch.context() as patch:
-                    patch.setattr(ask, "CATALOGUE", asked)
+                    patch.setattr(answers_module, "CATALOGUE", asked)
                     answers |= ask_exercises(program, stage, SEED, EXERCISES, limits, look_into)
     return measure_exercises(SEED, json.loads(json.dumps(answers)))
 
@@ -699,10 +699,10 @@ class TestWithServer:
 def test_no_server_is_the_graders_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = tmp_path / "inside"
     broken.mkdir()
-    for path in ask.FOLDER.glob("*.py"):
+    for path in answers_module.FOLDER.glob("*.py"):
         (broken / path.name).write_text(path.read_text())
     (broken / "serve_network.py").write_text("raise SystemExit('no Triton here')")
-    monkeypatch.setattr(ask, "FOLDER", broken)
+    monkeypatch.setattr(answers_module, "FOLDER", broken)
     found = run(tmp_path, {SERVER_STAGE: ["def infer_many(images, limit):\n    return 1"]})
     assert found["ex-06-split"].value is None
     assert "no Triton here" in found["ex-06-split"].detail

@@ -100,7 +100,7 @@ def test_what_the_grader_lacks_while_it_measures_is_never_a_students_fault(
     def pretend(stage: str, case: Case) -> StageMeasurements:
         measured.append(stage)
         case.sandbox.trouble = "it was short of memory" if stays or len(measured) == 1 else ""
-        return StageMeasurements({}, False, "nothing")
+        return StageMeasurements({}, ["nothing"])
 
     monkeypatch.setattr(stages, "measure_stage", pretend)
     result, _ = graded(OK)

@@ -17,7 +17,7 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_notebook
 
 from labkit.chain import STAGES
-from labkit.grading import find_notebooks, submission, unpack
+from labkit.grading import submission, unpack
 from labkit.grading.grade import reference_notebooks
 from labkit.grading.notebook import read_notebook
 from labkit.grading.results import AMBIGUOUS, GRADED, INVALID, MISSING, REJECTED
@@ -288,7 +288,7 @@ def test_a_staging_folder_is_never_mixed(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "ada", {"01_data.ipynb": notebook()})
     write_folder(tmp_path / "staging", {"of_bob": b""})
     with pytest.raises(IntakeError, match="not empty"):
-        take_in(Source("ada", {"": folder}), tmp_path / "staging")
+        take_in(Source("ada", {"": folder}), tmp_path / "staging", REFERENCES)
     assert everything_below(tmp_path / "staging") == ["of_bob"]
 
 
@@ -677,10 +677,10 @@ def test_several_renamed_ones_are_ambiguous_unless_equal(tmp_path: Path) -> None
             assert "01 a.ipynb, 01 b.ipynb" in reason
 
 
-def test_the_projects_own_notebooks_are_the_default_reference(tmp_path: Path) -> None:
+def test_a_renamed_notebook_is_recognised_by_the_projects_own(tmp_path: Path) -> None:
     content = notebook("ex-03-fold", "check-03-fold", "ex-03-batch", "check-03-batch")
     folder = write_folder(tmp_path / "ada", {"mine.ipynb": content})
-    found = take_in(Source("ada", {"": folder}), tmp_path / "staging")
+    found = take_in(Source("ada", {"": folder}), tmp_path / "staging", reference_notebooks())
     assert found.notebooks["03_export"].note
 
 
@@ -716,7 +716,7 @@ def test_a_notebook_that_is_too_large_is_invalid(
     take_folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     big = notebook(source="#" * 5_000)
-    monkeypatch.setattr(find_notebooks.read_notebook, "__defaults__", (4_096,))
+    monkeypatch.setattr(read_notebook, "__defaults__", (4_096,))
     reason = take_folder({"01_data.ipynb": big}).problems[STAGE].reason
     assert "01_data.ipynb is larger than" in reason
     assert "clear its outputs" in reason

@@ -811,6 +811,13 @@ def test_a_pipeline_is_measured_without_another_server(lab: Lab) -> None:
     assert [asked for asked in lab.sandbox.asked if asked.startswith("serve")] == ["serve None"]
 
 
+def test_a_pipeline_whose_network_does_not_answer_is_not_confirmed(lab: Lab) -> None:
+    lab.sandbox.served[PIPELINE_NETWORK] = "it does not load"
+    found = lab.measure("10.answers")
+    assert found.value == pytest.approx(2 / 3, abs=1e-3)
+    assert found.detail == f"{PIPELINE_NETWORK}: it does not load"
+
+
 def test_files_in_other_places_are_served_anew(lab: Lab) -> None:
     case = lab.case("05_configure")
     measure_stage("05_configure", case)

@@ -10,7 +10,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from tiny import write_notebook
 
 from labkit.chain import CellFinding
-from labkit.grading.exercises import ask, measure_exercises
+from labkit.grading.exercises import answers, measure_exercises
 from labkit.grading.limits import Limits
 from labkit.grading.notebook import prepare, read_notebook
 from labkit.grading.results import ERROR, OK, OOM, OUTPUT, STOPPED, TIMEOUT
@@ -214,7 +214,7 @@ class TestInTheSandbox:
         self, run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """However long they take: here longer than a call may."""
-        monkeypatch.setattr(ask, "PATIENCE_S", 2.0)
+        monkeypatch.setattr(answers, "PATIENCE_S", 2.0)
         ends = "def leaked(*sets): __import__('os')._exit(0)"
         five = "def channel_statistics(pixels): return 5"
         exercises = ("ex-01-leak", "ex-01-statistics")

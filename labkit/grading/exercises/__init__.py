@@ -4,8 +4,12 @@
 answers against oracles that never enter a sandbox and share no code with a solution.
 """
 
-from labkit.grading.exercises.answers import measure_exercises
-from labkit.grading.exercises.ask import ask_exercises, keep_answers, read_answers
+from labkit.grading.exercises.answers import (
+    ask_exercises,
+    keep_answers,
+    measure_exercises,
+    read_answers,
+)
 from labkit.grading.exercises.catalogue import EXERCISES
 
 __all__ = [

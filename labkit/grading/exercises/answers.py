@@ -1,13 +1,29 @@
-"""Answers become measurements: the share of the hidden cases that are right."""
+"""Answers of a student's functions: asked for in their kernel, kept, held against the oracles."""
 
+import base64
 import builtins
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
-from labkit.grading.exercises.case import Case
-from labkit.grading.exercises.catalogue import CATALOGUE, Exercise
+from labkit.grading import inside
+from labkit.grading.exercises.case import Case, generator
+from labkit.grading.exercises.catalogue import CATALOGUE, SPLIT, Exercise
+from labkit.grading.exercises.models import linear_network
+from labkit.grading.limits import Limits
 from labkit.grading.results import Measurement
+from labkit.grading.sandbox import Program, Stopped
+from labkit.grading.untrusted import UnfitFile, parse_json, read_plain, short_line
+from labkit.workspace import write_text
 
+MAX_ANSWER_MIB = 8  # of one file; the largest right one has some 100 kB
+PATIENCE_S = 100.0  # beyond a call's own limit, on a busy machine
+CALLS_S = 200.0  # for the calls of a notebook's exercises, also of CPU time
+GIVEN_UP = ("TimeLimit", "KernelEnded")  # after which an exercise is not called again
+GIVEN = ["server", "client"]  # variables of the notebook that lead to the grader's server then
+FOLDER = Path(inside.__file__).parent
 MAX_ERROR_CHARACTERS = 160
 # What a call came to, told by its class: a message could carry the hidden inputs out.
 TOLD = {
@@ -22,6 +38,196 @@ TOLD = {
 }
 LIBRARIES = frozenset({"AxisError", "LinAlgError", "ClientError", "InferenceServerException",
                        "RepositoryError", "ParseError", "LabError"})  # fmt: skip
+Json = dict[str, Any]
+LookInto = Callable[[bytes, Any], Json]  # a written model file and images → what it answers
+
+
+def ask_exercises(
+    program: Program,
+    stage: str,
+    seed: int,
+    wanted: Iterable[str],
+    limits: Limits,
+    look_into: LookInto,
+) -> dict[str, Any]:
+    """Call the exercises of a notebook whose cells have run.
+
+    Each hidden input is sent when its turn comes, and what should come back is never sent.
+
+    Args:
+        program: It has run the cells, see `inside.run_cells`.
+        stage: Such as `03_export`.
+        seed: Chooses the inputs.
+        wanted: The exercises that count.
+        limits: Of the notebook; those that hold when a kernel has ended and cells run once more.
+        look_into: Asks a model file that a function has written, in another sandbox.
+
+    Returns:
+        Exercise id → `{"answers": […]}`, or `{"failure": …}` where the grader could not ask. With
+        `"starved": True` where a call was late for want of CPU time.
+    """
+    exercises = [e for e in CATALOGUE if e.stage == stage and e.id in set(wanted)]
+    found: dict[str, Any] = {}
+    program.extend(CALLS_S, CALLS_S)
+    try:
+        served: Json = {}
+        if any(exercise.asks == "requests" for exercise in exercises):
+            try:
+                served = start_server(program, seed)
+            except Stopped as error:
+                if program.breach is not None:
+                    raise
+                served = {"failure": f"the program that starts it gave {error}"}
+        for exercise in exercises:
+            if exercise.asks == "requests" and "addresses" not in served:
+                found[exercise.id] = {"failure": str(served.get("failure", "no server"))}
+            else:
+                found[exercise.id] = {"answers": []}
+                addresses = served.get("addresses", {})
+                for case in exercise.cases(seed):
+                    _ask(program, exercise, case, addresses, limits, look_into, found[exercise.id])
+    except Stopped:
+        pass  # what was answered until then counts
+    return found
+
+
+def _revive(program: Program, limits: Limits) -> bool:
+    """Say whether there is a kernel to call; where one has ended, the cells run once more."""
+    program.tell(do="alive")
+    if program.hear(PATIENCE_S).get("lives"):
+        return True
+    program.extend(limits.wall_s, limits.cpu_s)
+    cell_s, cell_cpu_s = limits.of_cell(0, 0) or (0, 0)
+    program.tell(do="revive", limit_s=cell_s, limit_cpu_s=cell_cpu_s)
+    lives = program.hear().get("lives") is True
+    program.extend(CALLS_S, CALLS_S)
+    return lives
+
+
+def start_server(program: Program, seed: int) -> Json:
+    """Start the grader's own server beside the kernel; return its addresses, or a failure."""
+    weight, bias = linear_network(generator(seed, SPLIT))
+    network = {"weight": [float(value) for value in weight.ravel()], "bias": bias.tolist()}
+    text = (FOLDER / "serve_network.py").read_text(encoding="utf-8")
+    program.tell(do="serve", program=text, network=network)
+    program.hear(PATIENCE_S)
+    return _counted(program)
+
+
+def _counted(program: Program) -> Json:
+    program.tell(do="counted")
+    return program.hear(2 * PATIENCE_S)
+
+
+def _ask(
+    program: Program,
+    exercise: Exercise,
+    case: Case,
+    addresses: Json,
+    limits: Limits,
+    look_into: LookInto,
+    found: Json,
+) -> None:
+    """Add the answer to one hidden case to those before it."""
+    answers = found["answers"]
+    if answers and answers[-1].get("error") in GIVEN_UP:
+        answers.append(answers[-1])  # the others would only take their time, or a kernel, too
+    elif not _revive(program, limits):
+        answers.append({"error": "KernelEnded"})
+    else:
+        begin = program.used
+        try:
+            answers.append(_answer(program, exercise, case, addresses, look_into))
+        finally:
+            late = program.used[0] - begin[0] >= exercise.limit_s
+            if late and program.starved_since(begin):
+                found["starved"] = True
+
+
+def _answer(
+    program: Program, exercise: Exercise, case: Case, addresses: Json, look_into: LookInto
+) -> Json:
+    """Return the answer to one hidden case."""
+    request = {
+        "function": exercise.function,
+        "arguments": case.arguments,
+        "given": GIVEN if exercise.asks == "requests" else [],
+        "addresses": addresses,
+        "asks": "file" if exercise.asks == "onnx" else "value",
+    }
+    counted = _counted(program) if exercise.asks == "requests" else {}
+    program.tell(do="call", code=_code(request), limit_s=exercise.limit_s)
+    said = program.hear(exercise.limit_s + PATIENCE_S)
+    answer = _parsed(said)
+    if exercise.asks == "onnx" and "file" in answer:
+        return look_into(_bytes(answer["file"]), case.probe)
+    if exercise.asks == "requests" and "value" in answer:
+        images = case.arguments[0]["shape"][0]
+        sizes = _requests_since(program, counted, images)
+        return {"value": {"value": answer["value"], "requests": sizes}}
+    return answer
+
+
+def _code(request: Json) -> str:
+    """Return the source that calls a function in the kernel."""
+    text = (FOLDER / "call_function.py").read_text(encoding="utf-8")
+    names = {"__name__": "labkit_call", "REQUEST": json.dumps(request)}
+    return f"exec(compile({text!r}, '<labkit>', 'exec'), {names!r})"
+
+
+def _parsed(said: Json) -> Json:
+    """Return what a call has answered; untrusted, and so read as a stranger's JSON."""
+    if said.get("ended") == "late":
+        return {"error": "TimeLimit"}
+    if not isinstance(said.get("answer"), str):
+        return {"error": "KernelEnded" if said.get("ended") == "lost" else "NoAnswer"}
+    try:
+        answer = parse_json(said["answer"].encode(errors="replace"), "the answer")
+    except UnfitFile:
+        return {"error": "NoAnswer"}
+    return answer if isinstance(answer, dict) else {"error": "NoAnswer"}
+
+
+def _bytes(encoded: Any) -> bytes:
+    """Decode base64 of a stranger; empty where it is none."""
+    try:
+        return base64.b64decode(encoded, validate=True)
+    except (ValueError, TypeError):
+        return b""
+
+
+def _requests_since(program: Program, before: Json, images: int) -> list[int]:
+    """Return the images in each request since `before`, once that many images are counted."""
+    sizes: list[int] = []
+    for _ in range(40):  # Triton may count a request a moment after it has answered it
+        now = _counted(program).get("sizes", {})
+        earlier = before.get("sizes", {})
+        sizes = [int(s) for s, n in now.items() for _ in range(n - earlier.get(s, 0))]
+        if sum(sizes) >= images:
+            break
+        program.pause()
+    return sizes
+
+
+def keep_answers(folder: Path, answers: Mapping[str, Any]) -> None:
+    """Write the answers, for measuring them again."""
+    for name, answer in answers.items():
+        write_text(folder / f"{name}.json", json.dumps(answer, separators=(",", ":")))
+
+
+def read_answers(folder: Path) -> dict[str, Any]:
+    """Read the answers that a grading has kept.
+
+    Returns:
+        Exercise id → what its file says. A file that is missing, a link, no regular file, too
+        large or not JSON is left out.
+    """
+    answers = {}
+    for exercise in CATALOGUE:
+        name = f"{folder.name}/{exercise.id}.json"  # the folder may have become a link, too
+        with suppress(UnfitFile, OSError):
+            answers[exercise.id] = parse_json(read_plain(folder.parent, name, MAX_ANSWER_MIB), name)
+    return answers
 
 
 def measure_exercises(seed: int, outputs: Mapping[str, Any]) -> dict[str, Measurement]:
@@ -42,59 +248,43 @@ def _measure(exercise: Exercise, seed: int, output: Any) -> Measurement:
     """Measure one exercise."""
     if not isinstance(output, dict):
         return Measurement(0.0, f"nothing came back from calling `{exercise.function}`")
-    if output.get("failure"):
-        return Measurement(None, f"the grader had no server to ask: {_line(output['failure'])}")
+    if failure := output.get("failure"):
+        why = short_line(str(failure), MAX_ERROR_CHARACTERS)
+        return Measurement(None, f"the grader had no server to ask: {why}")
     cases = exercise.cases(seed)
-    answers = output.get("answers")
-    answers = answers if isinstance(answers, list) else []
-    answers = (answers + [None] * len(cases))[: len(cases)]
-    rights = [_right(case, answer) for case, answer in zip(cases, answers, strict=True)]
+    came = output.get("answers")
+    answers = [a if isinstance(a, dict) else {} for a in came] if isinstance(came, list) else []
+    answers = (answers + [{}] * len(cases))[: len(cases)]
+    rights = [
+        "value" in answer and case.right(answer["value"])
+        for case, answer in zip(cases, answers, strict=True)
+    ]
     if all(rights):
         return Measurement(1.0, f"all {len(cases)} hidden cases right")
     if _constant(answers):
         return Measurement(0.0, f"`{exercise.function}` gives the same answer in every hidden case")
     first = rights.index(False)
-    found = f"{sum(rights)} of {len(cases)} hidden cases right"
-    return Measurement(
-        sum(rights) / len(cases), f"{found}; {_wrong(exercise, cases[first], answers[first])}"
-    )
+    label, answer = cases[first].label, answers[first]
+    wrong = f"wrong where {label}"  # and not what would be right
+    if "value" not in answer:
+        wrong = f"no answer where {label}: {_why(exercise, str(answer.get('error', '')))}"
+    found = f"{sum(rights)} of {len(cases)} hidden cases right; {wrong}"
+    return Measurement(sum(rights) / len(cases), found)
 
 
-def _right(case: Case, answer: Any) -> bool:
-    return isinstance(answer, dict) and "value" in answer and case.right(answer["value"])
-
-
-def _constant(answers: list[Any]) -> bool:
+def _constant(answers: list[Json]) -> bool:
     """Say whether every call returned the same: some case may be right by accident then."""
-    values = [answer.get("value", ...) if isinstance(answer, dict) else ... for answer in answers]
     try:
-        return ... not in values and all(value == values[0] for value in values)
+        return all("value" in a and a["value"] == answers[0]["value"] for a in answers)
     except RecursionError:  # lists in lists in lists, of a hostile answer
         return False
 
 
-def _wrong(exercise: Exercise, case: Case, answer: Any) -> str:
-    """Say in a few words where an answer is wrong, without saying what is right."""
-    if not isinstance(answer, dict) or "value" not in answer:
-        return f"no answer where {case.label}: {_why(exercise, answer)}"
-    return f"wrong where {case.label}"
-
-
-def _why(exercise: Exercise, answer: Any) -> str:
+def _why(exercise: Exercise, error: str) -> str:
     """Say why there is no answer, in the grader's own words."""
-    error = str(answer.get("error", "")) if isinstance(answer, dict) else ""
     if error in TOLD:
         return TOLD[error].format(function=exercise.function)
     kind = getattr(builtins, error, None)
     if error in LIBRARIES or (isinstance(kind, type) and issubclass(kind, BaseException)):
         return error
     return "an error of a class of its own" if error else "the call did not end"
-
-
-def _line(text: Any) -> str:
-    """Return untrusted text as one short printable line."""
-    words = " ".join(text.split()) if isinstance(text, str) else "no reason given"
-    shown = "".join(letter for letter in words if letter.isprintable())
-    if len(shown) <= MAX_ERROR_CHARACTERS:
-        return shown
-    return f"{shown[:MAX_ERROR_CHARACTERS]}…"

@@ -24,15 +24,22 @@ class Case:
     Attributes:
         label: Completes "wrong where …" for the student, without the answer.
         arguments: JSON-able; `array` and `tuple_of` say how arrays and tuples are written.
-        right: Whether an answer is right.
+        oracle: Whether an answer is right; may raise anything where it is none.
         probe: What is asked of a file that the call writes, JSON-able; None: the call's value is
             the answer.
     """
 
     label: str
     arguments: list[Any]
-    right: Oracle
+    oracle: Oracle
     probe: Any = None
+
+    def right(self, answer: Any) -> bool:
+        """Say whether an answer is right; what an oracle stumbles over is not."""
+        try:
+            return bool(self.oracle(answer))
+        except Exception:
+            return False
 
 
 def generator(seed: int, purpose: str) -> np.random.Generator:

@@ -1,4 +1,4 @@
-"""Hidden cases for the exercises of notebooks 05 and 06: configurations, and a running server."""
+"""Hidden cases of notebooks 05, 06 and 10: configurations, requests, and an ensemble."""
 
 import base64
 import json
@@ -6,10 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.random import Generator
 from tritonclient.grpc import model_config_pb2 as pb
 
 from labkit.data import CLASSES
-from labkit.grading.exercises.case import Case, Oracle, array, close, equals, generator
+from labkit.grading.exercises.case import Case, Oracle, array, close, each, equals, tuple_of
 from labkit.grading.exercises.models import (
     LOGIT_TOLERANCE,
     draw_images,
@@ -19,11 +20,13 @@ from labkit.grading.exercises.models import (
 from labkit.repository import VARIANTS, parse_config, to_config, to_text
 
 MAX_TEXT = 65_536  # characters of a config.pbtxt; a real one has some 600
+LEAST_SIDE = 8  # pixels; below, a request is refused
+REFUSED = "400"  # what the notebook's client returns for INVALID_ARG
+Step = tuple[str, str, str]  # model, its input, its output
 
 
-def repair_cases(seed: int) -> list[Case]:
+def repair_cases(rng: Generator) -> list[Case]:
     """`repair(text, shapes)`: dims and `max_batch_size` as the file has its axes, the rest kept."""
-    rng = generator(seed, "ex-05-repair")
     spec = VARIANTS["cifar10_onnx"]
     shape, logits = [3, 32, 32], [len(CLASSES)]
 
@@ -38,7 +41,7 @@ def repair_cases(seed: int) -> list[Case]:
         if "max_batch_size" in mistakes:
             mistaken.max_batch_size = mistakes["max_batch_size"]
             mistaken.dynamic_batching.SetInParent()
-        return Case(label, [to_text(mistaken), shapes], _same_config(right))
+        return Case(label, [to_text(mistaken), shapes], lambda answer: _config(answer) == right)
 
     def sized(**settings: Any) -> pb.ModelConfig:
         return to_config(replace(spec, **settings))
@@ -64,21 +67,20 @@ def repair_cases(seed: int) -> list[Case]:
     ]  # fmt: skip
 
 
-def _same_config(right: pb.ModelConfig) -> Oracle:
-    def oracle(answer: Any) -> bool:
-        if not isinstance(answer, str) or len(answer) > MAX_TEXT:
-            return False
-        try:
-            return bool(parse_config(answer) == right)
-        except Exception:  # untrusted text: whatever the parser meets in it, it is not right
-            return False
+def _config(answer: Any) -> pb.ModelConfig:
+    """Parse a config.pbtxt that a student's function has written.
 
-    return oracle
+    Raises:
+        ValueError: it is far too long, which would take a parser long.
+        RepositoryError: it is none.
+    """
+    if len(answer) > MAX_TEXT:
+        raise ValueError(f"got {len(answer)} characters")
+    return parse_config(answer)
 
 
-def names_cases(seed: int) -> list[Case]:
+def names_cases(rng: Generator) -> list[Case]:
     """`argument_positions(names, arguments)`: Triton's three rules for TorchScript's inputs."""
-    rng = generator(seed, "ex-05-names")
     words = [str(word) for word in rng.permutation(["image", "mask", "scale", "text", "state"])]
 
     def shuffled(count: int) -> list[int]:
@@ -102,9 +104,8 @@ def names_cases(seed: int) -> list[Case]:
     ]
 
 
-def body_cases(seed: int) -> list[Case]:
+def body_cases(rng: Generator) -> list[Case]:
     """`binary_body(batch)`: the request in KServe's binary tensor data extension, and its split."""
-    rng = generator(seed, "ex-06-body")
 
     def case(label: str, count: int) -> Case:
         batch = draw_images(rng, count)
@@ -124,31 +125,22 @@ def _same_request(batch: np.ndarray) -> Oracle:
     described = ("input", list(batch.shape), "FP32", len(data))
 
     def oracle(answer: Any) -> bool:
-        try:
-            text, length = answer
-            body = base64.b64decode(text, validate=True)
-            head = json.loads(body[:length])
-            [tensor] = head["inputs"]
-            size = tensor["parameters"]["binary_data_size"]
-            said = (tensor["name"], tensor["shape"], tensor["datatype"], size)
-            binary = [output["parameters"]["binary_data"] for output in head["outputs"]
-                      if output["name"] == "logits"]  # fmt: skip
-        except Exception:  # untrusted: whatever is met in it, it is not right
-            return False
+        text, length = answer
+        body = base64.b64decode(text, validate=True)
+        head = json.loads(body[:length])
+        [tensor] = head["inputs"]
+        size = tensor["parameters"]["binary_data_size"]
+        said = (tensor["name"], tensor["shape"], tensor["datatype"], size)
+        binary = [output["parameters"]["binary_data"] for output in head["outputs"]
+                  if output["name"] == "logits"]  # fmt: skip
         return said == described and binary == [True] and body[length:] == data
 
     return oracle
 
 
-def served_network(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the weights of the network that the sandbox's server has as `cifar10_onnx`."""
-    return linear_network(generator(seed, "served network"))
-
-
-def split_cases(seed: int) -> list[Case]:
+def split_cases(rng: Generator) -> list[Case]:
     """`infer_many(images, limit)`: all logits, in order, no request above the limit."""
-    rng = generator(seed, "ex-06-split")
-    weight, bias = served_network(seed)
+    weight, bias = linear_network(rng)  # the first that is drawn: the server's, see `answers`
 
     def case(label: str, count: int, limit: int) -> Case:
         images = draw_images(rng, count)
@@ -170,11 +162,103 @@ def _all_asked(logits: Oracle, count: int, limit: int) -> Oracle:
     """Accept the logits, and by the server's own counters the requests that gave them."""
 
     def right(answer: Any) -> bool:
-        if not isinstance(answer, dict) or not logits(answer.get("value")):
-            return False
-        sizes = answer.get("requests")  # images in each request
-        if not isinstance(sizes, list) or not all(type(size) is int for size in sizes):
-            return False
-        return sum(sizes) >= count and max(sizes) <= limit
+        sizes = answer["requests"]  # images in each request
+        return logits(answer["value"]) and sum(sizes) >= count and max(sizes) <= limit
 
     return right
+
+
+def execute_cases(rng: Generator) -> list[Case]:
+    """`channel_means(batches)`: an answer or a status for each, however the server joins them."""
+
+    def batch(count: int, height: int, width: int) -> np.ndarray:
+        return rng.integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+
+    def side() -> int:
+        return int(rng.integers(LEAST_SIDE + 1, 48))
+
+    def good(count: int = 1) -> np.ndarray:
+        return batch(count, side(), side())
+
+    def case(label: str, *batches: np.ndarray) -> Case:
+        return Case(label, [[array(one) for one in batches]], each(*map(_means, batches)))
+
+    return [
+        case("one image is asked about", good()),
+        case("batches have several images", good(3), good(), good(2)),
+        case("a request in the middle is bad", good(), batch(1, side(), 5), good(2), good()),
+        case("bad requests are first and last", batch(1, 7, 30), good(), good(), batch(2, 3, 3)),
+        case("a side has the least size", batch(1, LEAST_SIDE, side()), batch(1, side(), 7)),
+    ]
+
+
+def _means(images: np.ndarray) -> Oracle:
+    """Accept the answer to one request: its means (N, 3), or its status."""
+    if min(images.shape[1:3]) < LEAST_SIDE:
+        return equals(REFUSED)
+    return close(images.mean(axis=(1, 2)) / 255, 1e-4, 1e-4)
+
+
+def chain_cases(rng: Generator) -> list[Case]:
+    """`chain(steps)`: the text of an ensemble in which each step takes what the last one gave."""
+    names = iter(rng.permutation([f"{a}{b}" for a in "klmnpqrst" for b in "0123456789"]).tolist())
+
+    def model() -> Step:
+        return f"model_{next(names)}", f"in_{next(names)}", f"out_{next(names)}"
+
+    def case(label: str, *steps: Step) -> Case:
+        return Case(label, [[tuple_of(*step) for step in steps]], _leads_through(list(steps)))
+
+    once, again = model(), model()
+    same = f"tensor_{next(names)}"
+    return [
+        case("there is one step", model()),
+        case("there are two steps", model(), model()),
+        case("a model occurs twice", once, again, once),
+        case("a model follows itself", again, again),
+        case(
+            "all models call their tensors the same", *((model()[0], same, same) for _ in range(4))
+        ),
+        case("a model calls its input y", (model()[0], "y", "x"), model(), (model()[0], "y", "x")),
+    ]
+
+
+def _leads_through(steps: list[Step]) -> Oracle:
+    """Accept an ensemble by the way that a tensor takes through it."""
+
+    def right(answer: Any) -> bool:
+        config = _config(answer)
+        return _head_is_right(config) and _way(config, len(steps)) == steps
+
+    return right
+
+
+def _head_is_right(config: pb.ModelConfig) -> bool:
+    """Say whether name, platform, batching and the ensemble's own tensors are as given."""
+    expected = pb.ModelConfig(name="chain", platform="ensemble")
+    expected.input.add(name="x", data_type=pb.TYPE_FP32, dims=[-1])
+    expected.output.add(name="y", data_type=pb.TYPE_FP32, dims=[-1])
+    head = pb.ModelConfig()
+    head.CopyFrom(config)
+    head.ClearField("ensemble_scheduling")
+    return bool(head == expected)
+
+
+def _way(config: pb.ModelConfig, count: int) -> list[Step] | None:
+    """Return the steps from `x` to `y`; None where a tensor has two makers, or the way ends."""
+    maps = config.ensemble_scheduling.step
+    made = [value for step in maps for value in step.output_map.values()]
+    if len(maps) != count or len(made) != len(set(made)) or "x" in made:
+        return None
+    way: list[Step] = []
+    tensor = "x"
+    while tensor != "y":
+        takers = [step for step in maps if tensor in step.input_map.values()]
+        if len(way) == count or len(takers) != 1:
+            return None
+        (step,) = takers
+        if len(step.input_map) != 1 or len(step.output_map) != 1:
+            return None
+        ((takes, _),), ((gives, tensor),) = step.input_map.items(), step.output_map.items()
+        way.append((step.model_name, takes, gives))
+    return way

@@ -7,6 +7,7 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
+from numpy.random import Generator
 
 from labkit.grading.exercises.case import (
     Case,
@@ -15,7 +16,6 @@ from labkit.grading.exercises.case import (
     close,
     each,
     equals,
-    generator,
     numbers,
     tuple_of,
 )
@@ -29,9 +29,8 @@ LATE_MS = 200.0  # what a busy machine may add to a latency; the cases differ by
 _WORDS = ("maple", "cedar", "aspen", "birch", "larch", "rowan", "alder", "hazel", "elm", "oak")
 
 
-def stats_cases(seed: int) -> list[Case]:
+def stats_cases(rng: Generator) -> list[Case]:
     """`bottleneck(before, after)`: largest part of the time, its share, images per execution."""
-    rng = generator(seed, "ex-07-stats")
 
     def reading(images: int, executions: int, ns: Sequence[int]) -> dict[str, Any]:
         """Write a model's statistics as Triton does."""
@@ -72,13 +71,12 @@ def stats_cases(seed: int) -> list[Case]:
     ]
 
 
-def open_loop_cases(seed: int) -> list[Case]:
+def open_loop_cases(rng: Generator) -> list[Case]:
     """`open_loop(send, due_s)`: latency in ms of each request, from when it was due.
 
     `send` stands for a service whose instances compute a request each and take the next one in the
     order of arrival; so what each request meets is known beforehand.
     """
-    rng = generator(seed, "ex-07-open-loop")
 
     def case(label: str, due_s: np.ndarray, durations_s: np.ndarray, instances: int = 1) -> Case:
         free = [0.0] * instances  # when each instance is free again
@@ -117,9 +115,8 @@ def _near(wanted_ms: Sequence[float]) -> Oracle:
     return right
 
 
-def choose_cases(seed: int) -> list[Case]:
+def choose_cases(rng: Generator) -> list[Case]:
     """`choose(rounds, limit_ms)`: the fastest that keeps the limit, and its least lead."""
-    rng = generator(seed, "ex-07-choose")
     names = [str(word) for word in rng.permutation(_WORDS)]
     limit = float(rng.integers(30, 90))
 
@@ -163,9 +160,8 @@ def choose_cases(seed: int) -> list[Case]:
     ]
 
 
-def front_cases(seed: int) -> list[Case]:
+def front_cases(rng: Generator) -> list[Case]:
     """`front(rows)`: the names that nobody dominates, in the order given."""
-    rng = generator(seed, "ex-08-front")
     names = [str(word) for word in rng.permutation(_WORDS)]
     good, fair = float(rng.uniform(0.88, 0.92)), float(rng.uniform(0.7, 0.8))
     fast, slow = float(rng.integers(600, 900)), float(rng.integers(100, 300))
@@ -199,9 +195,8 @@ def _undominated(rows: list[Row]) -> list[str]:
     return kept
 
 
-def paired_cases(seed: int) -> list[Case]:
+def paired_cases(rng: Generator) -> list[Case]:
     """`mcnemar(first, second)`: the exact two-sided p-value of McNemar's test."""
-    rng = generator(seed, "ex-08-paired")
 
     def case(label: str, both: int, neither: int, first_only: int, second_only: int) -> Case:
         pairs = [(1, 1)] * both + [(0, 0)] * neither

@@ -1,6 +1,6 @@
 """What every measured is made of: the case at hand, its checks, and logits measured once."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,24 +28,46 @@ COPY_IMAGES = 300
 CLAIMED = ("checkpoint.pt", "model_int8.pt", "model_int8.onnx", "model_int8.xml")
 
 
-@dataclass(frozen=True)
+@dataclass
 class StageMeasurements:
     """What was measured of one stage.
 
     Attributes:
         measurements: Rubric item → measurement.
-        accepted: Whether later stages may go on with its artifacts.
-        why_not: Where not, why.
+        problems: Why later stages may not go on with its artifacts; empty where they may.
     """
 
-    measurements: dict[str, Measurement]
-    accepted: bool
-    why_not: str = ""
+    measurements: dict[str, Measurement] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def accepted(self) -> bool:
+        """Whether later stages may go on with its artifacts."""
+        return not self.problems
+
+    @property
+    def why_not(self) -> str:
+        """Where they may not, why."""
+        return "; ".join(self.problems)
 
     @classmethod
     def one(cls, item: str, measurement: Measurement, accepted: bool) -> "StageMeasurements":
         """Return that of a stage with one item, which says why where it is not accepted."""
-        return cls({item: measurement}, accepted, "" if accepted else measurement.detail)
+        return cls({item: measurement}, [] if accepted else [measurement.detail])
+
+    def measure(self, item: str, measure: Callable[[], Measurement]) -> Measurement:
+        """Add the measurement of an item; what cannot be measured is a problem, too."""
+        try:
+            self.measurements[item] = measure()
+        except UnfitFile as error:
+            self.measurements[item] = Measurement(None, str(error))
+            self.problems.append(str(error))
+        return self.measurements[item]
+
+    def require(self, condition: object, otherwise: str) -> None:
+        """Note a problem where something does not hold."""
+        if not condition:
+            self.problems.append(otherwise)
 
 
 @dataclass(frozen=True)
@@ -118,10 +140,7 @@ class Case:
         Raises:
             UnfitFile: there is none; the message says why.
         """
-        path = self.made.get(name) or self.given.get(name)
-        if path is None:
-            raise UnfitFile(self.missing.get(name, f"{name} was not made"))
-        return path
+        return self.made.get(name) or self.given.get(name) or self.own(name)
 
     def own(self, name: str) -> Path:
         """Return an artifact that the stage itself must have made.
@@ -194,15 +213,27 @@ class Checks:
             self._failed.append(otherwise)
         return bool(holds)
 
+    def claim(self, file: str, of: str, claimed: Any, measured: float, tolerance: float) -> None:
+        """Note whether an accuracy that a student has written down is the measured one.
+
+        Args:
+            file: Where it is written.
+            of: The model that it is of.
+            claimed: What is written, of any type.
+            measured: On the same images.
+            tolerance: How far they may differ.
+        """
+        value = number(claimed)
+        shown = "nothing" if value is None else f"{value:.1%}"
+        self.add(
+            value is not None and abs(value - measured) <= tolerance,
+            f"{file} says {shown} for {of}, measured {measured:.1%} on the same images",
+        )
+
     def measurement(self, right: str) -> Measurement:
         """Return the share of what holds; `right` is the sentence for all of it."""
         share = sum(self._results) / len(self._results) if self._results else 0.0
         return Measurement(round(share, 4), "; ".join(self._failed[:4]) or right)
-
-
-def nothing(error: Exception) -> Measurement:
-    """Return the measurement of what could not be measured."""
-    return Measurement(None, str(error))
 
 
 def top1(logits: Floats, labels: NDArray[np.int64]) -> float:

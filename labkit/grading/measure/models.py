@@ -1,5 +1,7 @@
 """Judging training, export and quantization: by what the model files answer."""
 
+from functools import partial
+
 import numpy as np
 
 from labkit.grading.measure.base import (
@@ -11,8 +13,6 @@ from labkit.grading.measure.base import (
     Logits,
     StageMeasurements,
     entry,
-    nothing,
-    number,
     top1,
 )
 from labkit.grading.results import Measurement
@@ -48,57 +48,38 @@ def measure_training(case: Case) -> StageMeasurements:
     labels = case.images.held_out_labels
     accuracy = top1(logits.held_out, labels)
     found = f"{accuracy:.1%} of {len(labels):,} held-out images right"
-    history, readable = _measure_history(case, logits)
-    return StageMeasurements(
-        {"02.accuracy": Measurement(accuracy, found), "02.history": history},
-        readable,
-        "" if readable else history.detail,
-    )
+    measured = StageMeasurements({"02.accuracy": Measurement(accuracy, found)})
+    measured.measure("02.history", lambda: _measure_history(case, logits))
+    return measured
 
 
-def _measure_history(case: Case, logits: Logits) -> tuple[Measurement, bool]:
-    try:
-        history = case.document("history.json")
-    except UnfitFile as error:
-        return nothing(error), False
+def _measure_history(case: Case, logits: Logits) -> Measurement:
+    history = case.document("history.json")
     checks = Checks()
     epochs = history.get("epochs")
     checks.add(isinstance(epochs, list) and len(epochs) > 0, "no epoch is recorded")
     measured = top1(logits.validation, case.images.validation_labels)
-    claimed = number(history.get("validation_accuracy"))
-    checks.add(
-        claimed is not None and abs(claimed - measured) <= CLAIM_TOLERANCE,
-        f"history.json says a validation accuracy of {_shown(claimed)}, checkpoint.pt has "
-        f"{measured:.1%} on the same images",
-    )
-    return checks.measurement(f"the validation accuracy of {measured:.1%} is confirmed"), True
+    claimed = history.get("validation_accuracy")
+    checks.claim("history.json", "checkpoint.pt", claimed, measured, CLAIM_TOLERANCE)
+    return checks.measurement(f"the validation accuracy of {measured:.1%} is confirmed")
 
 
 def measure_export(case: Case) -> StageMeasurements:
     """Every exported file answers what the checkpoint answers, at several batch sizes."""
     reference = case.logits("checkpoint.pt")
-    measurements, why_not = {}, []
+    measured = StageMeasurements()
     for item, name in EXPORTED.items():
-        try:
-            case.own(name)
-            logits = case.logits(name)
-        except UnfitFile as error:
-            measurements[item] = nothing(error)
-            why_not.append(str(error))
-            continue
-        measurements[item], same = _measure_parity(case, name, logits, reference)
-        if same < USABLE_ANSWERS:
-            why_not.append(f"{name} answers {same:.0%} of the images as checkpoint.pt does")
-    measurements["03.evidence"] = claims = _measure_export_claims(case, reference)
-    if claims.value is None:
-        why_not.append(claims.detail)
-    return StageMeasurements(measurements, not why_not, "; ".join(why_not))
+        measured.measure(item, partial(_measure_parity, case, name, reference, measured))
+    measured.measure("03.evidence", lambda: _measure_export_claims(case, reference))
+    return measured
 
 
 def _measure_parity(
-    case: Case, name: str, logits: Logits, reference: Logits
-) -> tuple[Measurement, float]:
-    """Compare one file with the checkpoint; also return the share of equal predictions."""
+    case: Case, name: str, reference: Logits, stage: StageMeasurements
+) -> Measurement:
+    """Compare one file with the checkpoint."""
+    case.own(name)
+    logits = case.logits(name)
     checks = Checks()
     for batch in PARITY_BATCHES:
         expected = reference.held_out[:batch].astype(np.float64)  # which has no overflow here
@@ -113,7 +94,10 @@ def _measure_parity(
     if name == "model_optimized.pt":
         left = _batch_norms(case, name)
         checks.add(left == 0, f"{name}: {left} batch norms are left, 0 expected after freezing")
-    return checks.measurement(f"{name} answers as checkpoint.pt does, at every batch size"), same
+    stage.require(
+        same >= USABLE_ANSWERS, f"{name} answers {same:.0%} of the images as checkpoint.pt does"
+    )
+    return checks.measurement(f"{name} answers as checkpoint.pt does, at every batch size")
 
 
 def _batch_norms(case: Case, name: str) -> int | None:
@@ -128,18 +112,12 @@ def _batch_norms(case: Case, name: str) -> int | None:
 
 
 def _measure_export_claims(case: Case, reference: Logits) -> Measurement:
-    try:
-        document = case.document("export.json")
-    except UnfitFile as error:
-        return nothing(error)
+    document = case.document("export.json")
     measured = top1(reference.validation, case.images.validation_labels)
     checks = Checks()
     for name in EXPORTED.values():
-        claimed = number(entry(document, "accuracy", name))
-        checks.add(
-            claimed is not None and abs(claimed - measured) <= CLAIM_TOLERANCE,
-            f"export.json says {_shown(claimed)} for {name}, measured {measured:.1%}",
-        )
+        claimed = entry(document, "accuracy", name)
+        checks.claim("export.json", name, claimed, measured, CLAIM_TOLERANCE)
         rows = entry(document, "parity", name)
         checks.add(isinstance(rows, list) and len(rows) > 0, f"no parity is recorded for {name}")
     return checks.measurement("accuracy of every file confirmed, parity recorded")
@@ -148,27 +126,25 @@ def _measure_export_claims(case: Case, reference: Logits) -> Measurement:
 def measure_quantization(case: Case) -> StageMeasurements:
     """Every INT8 file against the FP32 model that it was made from: points of accuracy lost."""
     reference = case.logits("model.onnx")
+    measured = StageMeasurements()
+    for item, name in QUANTIZED.items():
+        measured.measure(item, partial(_measure_loss, case, name, reference))
+    measured.measure("04.evidence", lambda: _measure_quantization_claims(case))
+    return measured
+
+
+def _measure_loss(case: Case, name: str, reference: Logits) -> Measurement:
+    """Return the points of accuracy that one file loses."""
+    case.own(name)
+    logits = case.logits(name)
+    _require_int8(case, name)
+    _require_same_network(_agreement(logits.held_out, reference.held_out), name)
     labels = case.images.held_out_labels
     before = top1(reference.held_out, labels)
-    measurements, why_not = {}, []
-    for item, name in QUANTIZED.items():
-        try:
-            case.own(name)
-            logits = case.logits(name)
-            _require_int8(case, name)
-            _require_same_network(_agreement(logits.held_out, reference.held_out), name)
-        except UnfitFile as error:
-            measurements[item] = nothing(error)
-            why_not.append(str(error))
-            continue
-        lost = 100 * (before - top1(logits.held_out, labels))
-        change = f"loses {lost:.1f}" if lost >= 0 else f"gains {-lost:.1f}"
-        found = f"{name} {change} points against FP32's {before:.1%}, n = {len(labels):,}"
-        measurements[item] = Measurement(round(lost, 3), found)
-    measurements["04.evidence"] = claims = _measure_quantization_claims(case)
-    if claims.value is None:
-        why_not.append(claims.detail)
-    return StageMeasurements(measurements, not why_not, "; ".join(why_not))
+    lost = 100 * (before - top1(logits.held_out, labels))
+    change = f"loses {lost:.1f}" if lost >= 0 else f"gains {-lost:.1f}"
+    found = f"{name} {change} points against FP32's {before:.1%}, n = {len(labels):,}"
+    return Measurement(round(lost, 3), found)
 
 
 def _require_int8(case: Case, name: str) -> None:
@@ -229,28 +205,18 @@ def _require_same_network(agreement: float, name: str) -> None:
 
 
 def _measure_quantization_claims(case: Case) -> Measurement:
-    try:
-        document = case.document("quantize.json")
-    except UnfitFile as error:
-        return nothing(error)
+    document = case.document("quantize.json")
     checks = Checks()
     for name in QUANTIZED.values():
-        claimed = number(entry(document, "variants", name, "accuracy"))
         try:
             measured = top1(case.logits(name).validation, case.images.validation_labels)
         except UnfitFile as error:
             checks.add(False, str(error))
             continue
-        checks.add(
-            claimed is not None and abs(claimed - measured) <= INT8_CLAIM_TOLERANCE,
-            f"quantize.json says {_shown(claimed)} for {name}, measured {measured:.1%}",
-        )
+        claimed = entry(document, "variants", name, "accuracy")
+        checks.claim("quantize.json", name, claimed, measured, INT8_CLAIM_TOLERANCE)
     return checks.measurement("the validation accuracy of every INT8 file is confirmed")
 
 
 def _agreement(logits: Floats, reference: Floats) -> float:
     return top1(logits, reference[: len(logits)].argmax(1))
-
-
-def _shown(value: float | None) -> str:
-    return "nothing" if value is None else f"{value:.1%}"

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tritonclient.grpc import model_config_pb2 as pb
 
 from labkit.grading.measure.base import (
     Case,
@@ -12,7 +13,6 @@ from labkit.grading.measure.base import (
     Floats,
     StageMeasurements,
     entry,
-    nothing,
     number,
     top1,
 )
@@ -57,6 +57,10 @@ class Served:
     logits: dict[str, Floats]
     failed: dict[str, str]
     rates: dict[str, float] = field(default_factory=dict)
+
+    def problem(self, model: str) -> str:
+        """Return why a model has no answers."""
+        return f"{model}: {self.failed.get(model, 'no answer')}"
 
 
 def serve(case: Case, models: tuple[str, ...] = MODELS, config_name: str | None = None) -> Served:
@@ -112,33 +116,27 @@ def _serve(
 
 def measure_configuration(case: Case) -> StageMeasurements:
     """The text of every configuration, and what a real server answers with it."""
-    measurements = {"05.configs": _measure_configs(case)}
-    try:
-        served = serve(case)
-        measurements["05.served"], accepted = _measure_served(case, served)
-    except UnfitFile as error:
-        measurements["05.served"], accepted = nothing(error), False
+    measured = StageMeasurements({"05.configs": _measure_configs(case)})
+    served = measured.measure("05.served", lambda: _measure_served(case, serve(case)))
+    measured.require(served.value in (None, 1.0), served.detail)
     try:
         case.document("configure.json")
-        missing = ""
     except UnfitFile as error:
-        missing, accepted = str(error), False
-    why_not = missing or measurements["05.served"].detail
-    return StageMeasurements(measurements, accepted, "" if accepted else why_not)
+        measured.require(False, str(error))
+    return measured
 
 
-def _measure_served(case: Case, served: Served) -> tuple[Measurement, bool]:
+def _measure_served(case: Case, served: Served) -> Measurement:
     checks = Checks()
     for name in MODELS:
         if name not in served.logits:
-            checks.add(False, f"{name}: {served.failed.get(name, 'no answer')}")
+            checks.add(False, served.problem(name))
             continue
         same = _agreement_with_file(case, VARIANTS[name], served.logits[name])
         checks.add(same >= SAME_ANSWERS, f"{name} answers {same:.0%} as its file does")
-    measurement = checks.measurement(
+    return checks.measurement(
         f"all {len(MODELS)} models load in Triton and answer as their files do"
     )
-    return measurement, measurement.value == 1.0
 
 
 def _agreement_with_file(case: Case, spec: ModelSpec, answers: Floats) -> float:
@@ -173,9 +171,8 @@ def _measure_configs(case: Case) -> Measurement:
 def _config_problem(repository: Path, spec: ModelSpec) -> str:
     """Say what in a configuration is not what the variant needs; empty when nothing."""
     try:
-        text = read_plain(repository, f"{spec.name}/config.pbtxt", CONFIG_MIB)
-        config = parse_config(text.decode())
-    except (UnfitFile, RepositoryError, UnicodeDecodeError) as error:
+        config = _read_config(repository, f"{spec.name}/config.pbtxt")
+    except UnfitFile as error:
         return str(error)
     wanted = to_config(spec)
     for what, got, expected in (
@@ -187,10 +184,26 @@ def _config_problem(repository: Path, spec: ModelSpec) -> str:
     ):
         if got != expected:
             return f"{what} is {got!r}, expected {expected!r}"
-    instances = sum(group.count or 1 for group in config.instance_group)
+    instances = _instances(config)
     if not spec.instances <= max(instances, 1) <= CORES * 2:
         return f"{instances} instances, expected at least {spec.instances}, at most {CORES * 2}"
     return ""
+
+
+def _read_config(repository: Path, name: str) -> pb.ModelConfig:
+    """Read a configuration.
+
+    Raises:
+        UnfitFile: it is missing, or none.
+    """
+    try:
+        return parse_config(read_plain(repository, name, CONFIG_MIB).decode())
+    except (RepositoryError, UnicodeDecodeError) as error:
+        raise UnfitFile(str(error)) from error
+
+
+def _instances(config: pb.ModelConfig) -> int:
+    return sum(group.count or 1 for group in config.instance_group)
 
 
 def _tensors(tensors: Any) -> list[tuple[str, int, tuple[int, ...]]]:
@@ -201,27 +214,17 @@ def measure_queries(case: Case) -> StageMeasurements:
     """What notebook 06 says that the server answered, against what it answers."""
     document = case.document("query.json")
     served = serve(case)
-    checks, complete = Checks(), True
-    labels = case.images.served_labels[SERVED_HELD_OUT:]
+    checks = Checks()
     for name in MODELS:
-        claimed = number(entry(document, "variants", name, "accuracy"))
-        n = number(entry(document, "variants", name, "n"))
-        if claimed is None or n is None:
+        written = _written(document, name)
+        if written is None:
             checks.add(False, f"query.json has no accuracy of {name}")
-            complete = False
-            continue
-        if name not in served.logits:
-            checks.add(False, f"{name}: {served.failed.get(name, 'no answer')}")
-            continue
-        measured = top1(served.logits[name][SERVED_HELD_OUT:], labels)
-        checks.add(
-            _confirmed(case, claimed, n, measured),
-            f"query.json says {claimed:.1%} of {n:,.0f} images for {name}; measured through the "
-            f"server: {measured:.1%} of {len(labels):,}",
-        )
+        else:
+            _check_accuracy(case, checks, f"query.json, {name}", written, served, name)
     measurement = checks.measurement(
         "the accuracy of every variant through the server is confirmed"
     )
+    complete = all(_written(document, name) for name in MODELS)
     return StageMeasurements.one("06.answers", measurement, complete)
 
 
@@ -234,19 +237,11 @@ def measure_pipeline(case: Case) -> StageMeasurements:
     document = case.document("pipeline.json")
     served = serve(case, (PIPELINE_NETWORK,))
     checks = Checks()
-    claimed = number(entry(document, "variants", PIPELINE, "accuracy"))
-    n = number(entry(document, "variants", PIPELINE, "n"))
-    usable = checks.add(
-        claimed is not None and n is not None, f"pipeline.json has no accuracy of {PIPELINE}"
-    )
-    if claimed is not None and n is not None and PIPELINE_NETWORK in served.logits:
-        labels = case.images.served_labels[SERVED_HELD_OUT:]
-        measured = top1(served.logits[PIPELINE_NETWORK][SERVED_HELD_OUT:], labels)
-        checks.add(
-            _confirmed(case, claimed, n, measured),
-            f"pipeline.json says {claimed:.1%} of {n:,.0f} images; {PIPELINE_NETWORK}, measured "
-            f"through the server: {measured:.1%} of {len(labels):,}",
-        )
+    written = _written(document, PIPELINE)
+    usable = checks.add(written is not None, f"pipeline.json has no accuracy of {PIPELINE}")
+    if written is not None:
+        place = f"pipeline.json, {PIPELINE}"
+        _check_accuracy(case, checks, place, written, served, PIPELINE_NETWORK)
     floats, pixels = (
         number(entry(document, "requests", way, "bytes")) or 0.0 for way in ("tensor", "thumbnail")
     )
@@ -256,6 +251,34 @@ def measure_pipeline(case: Case) -> StageMeasurements:
     )
     measurement = checks.measurement("the pipeline's accuracy is that of the network behind it")
     return StageMeasurements.one("10.answers", measurement, usable)
+
+
+def _written(document: Any, variant: str) -> tuple[float, float] | None:
+    """Return the accuracy of a variant, and of how many images it is; None where it is missing."""
+    accuracy, n = (number(entry(document, "variants", variant, key)) for key in ("accuracy", "n"))
+    return None if accuracy is None or n is None else (accuracy, n)
+
+
+def _check_accuracy(
+    case: Case,
+    checks: Checks,
+    place: str,
+    written: tuple[float, float],
+    served: Served,
+    model: str,
+) -> None:
+    """Hold an accuracy that is written down against what a model answers."""
+    if model not in served.logits:
+        checks.add(False, served.problem(model))
+        return
+    accuracy, n = written
+    labels = case.images.served_labels[SERVED_HELD_OUT:]
+    measured = top1(served.logits[model][SERVED_HELD_OUT:], labels)
+    checks.add(
+        _confirmed(case, accuracy, n, measured),
+        f"{place}: got {accuracy:.1%} of {n:,.0f} images; {model}, measured through the server: "
+        f"{measured:.1%} of {len(labels):,}",
+    )
 
 
 def _confirmed(case: Case, claimed: float, claimed_n: float, measured: float) -> bool:
@@ -277,58 +300,47 @@ def measure_tuning(case: Case) -> StageMeasurements:
     """The recommendation: measured, written back, and served."""
     document = case.document("tune.json")
     checks = Checks()
-    model = entry(document, "recommendation", "model")
+    grid = entry(document, "grid")
+    settings = list(grid.values()) if isinstance(grid, dict) else []
+    wanted = entry(document, "recommendation")
+    model = entry(wanted, "model")
     usable = checks.add(
         isinstance(model, str) and model in MODELS, "tune.json recommends none of the models"
     )
     if usable:
-        problem = _tuned_problem(case, model, entry(document, "recommendation"))
+        problem = _tuned_problem(case, model, wanted)
         usable = checks.add(not problem, problem)
-        usable &= _check_tuned_server(case, model, checks)
-        _check_rate(case, model, document, checks)
-    grid = entry(document, "grid")
-    counts = [_measured(points) for points in grid.values()] if isinstance(grid, dict) else []
+        try:
+            served = serve(case, (model,), "tuned")
+        except UnfitFile as error:
+            served = Served({}, {model: str(error)})
+        usable &= _check_tuned_answers(case, model, served, checks)
+        best = max((rate for points in settings for rate, _ in _readings(points)), default=0.0)
+        _check_rate(best, served.rates.get(model, 0.0), checks)
+    enough = [_was_measured(points) for points in settings]
     checks.add(
-        len(counts) >= MIN_SETTINGS and all(counts),
-        f"tune.json has measurements of {sum(counts)} settings, at least {MIN_SETTINGS} expected",
+        len(enough) >= MIN_SETTINGS and all(enough),
+        f"tune.json has measurements of {sum(enough)} settings, at least {MIN_SETTINGS} expected",
     )
     measurement = checks.measurement("the tuned setting is measured, written back, and served")
     return StageMeasurements.one("07.tuned", measurement, usable)
 
 
-def _check_rate(case: Case, model: str, document: Any, checks: Checks) -> None:
-    """Hold the highest rate of the grid against a load on the server with the tuned setting."""
-    grid = entry(document, "grid")
-    rows = [point for points in grid.values() if isinstance(points, list) for point in points] if (
-        isinstance(grid, dict)
-    ) else []  # fmt: skip
-    claimed = [number(entry(point, "images_per_s", "median")) or 0.0 for point in rows]
-    try:
-        measured = serve(case, (model,), "tuned").rates.get(model)
-    except UnfitFile:
-        measured = None
-    best = max(claimed, default=0.0)
-    checks.add(
-        measured is not None
-        and measured / RATE_FACTOR <= best <= measured * RATE_FACTOR
-        and measured > 0,
-        f"tune.json says up to {best:,.0f} images per second; measured again with the tuned "
-        f"setting: {'nothing' if measured is None else f'{measured:,.0f}'}, expected within a "
-        f"factor of {RATE_FACTOR:g}",
-    )
-
-
-def _measured(points: Any) -> bool:
-    """Say whether a setting was measured: every point has requests and a rate."""
-    return (
-        isinstance(points, list)
-        and len(points) > 0
-        and all(
-            (number(entry(point, "latency_ms", "n")) or 0) > 0
-            and (number(entry(point, "images_per_s", "median")) or 0) > 0
-            for point in points
+def _readings(points: Any) -> list[tuple[float, float]]:
+    """Return images per second, and the number of requests, of each point of a setting."""
+    return [
+        (
+            number(entry(point, "images_per_s", "median")) or 0.0,
+            number(entry(point, "latency_ms", "n")) or 0.0,
         )
-    )
+        for point in (points if isinstance(points, list) else [])
+    ]
+
+
+def _was_measured(points: Any) -> bool:
+    """Say whether a setting was measured: every point has requests and a rate."""
+    readings = _readings(points)
+    return bool(readings) and all(rate > 0 and requests > 0 for rate, requests in readings)
 
 
 def _tuned_problem(case: Case, model: str, wanted: Any) -> str:
@@ -336,23 +348,29 @@ def _tuned_problem(case: Case, model: str, wanted: Any) -> str:
     if case.repository is None:
         return "there is no model repository"
     try:
-        text = read_plain(case.repository, f"{model}/configs/tuned.pbtxt", CONFIG_MIB)
-        config = parse_config(text.decode())
-    except (UnfitFile, RepositoryError, UnicodeDecodeError) as error:
+        config = _read_config(case.repository, f"{model}/configs/tuned.pbtxt")
+    except UnfitFile as error:
         return str(error)
-    instances = sum(group.count or 1 for group in config.instance_group)
-    found = {"instances": instances, "dynamic_batching": config.HasField("dynamic_batching")}
+    found = {
+        "instances": _instances(config),
+        "dynamic_batching": config.HasField("dynamic_batching"),
+    }
     expected = {key: wanted.get(key) for key in found}
     return "" if found == expected else f"configs/tuned.pbtxt has {found}, recommended {expected}"
 
 
-def _check_tuned_server(case: Case, model: str, checks: Checks) -> bool:
-    """Serve one model with its tuned configuration, and compare it with its file."""
-    try:
-        served = serve(case, (model,), "tuned")
-    except UnfitFile as error:
-        return checks.add(False, str(error))
+def _check_tuned_answers(case: Case, model: str, served: Served, checks: Checks) -> bool:
+    """Compare a model that was served with its tuned configuration with its file."""
     if model not in served.logits:
-        return checks.add(False, f"{model}: {served.failed.get(model, 'no answer')}")
+        return checks.add(False, served.problem(model))
     same = _agreement_with_file(case, VARIANTS[model], served.logits[model])
     return checks.add(same >= SAME_ANSWERS, f"{model}, tuned, answers {same:.0%} as its file does")
+
+
+def _check_rate(best: float, measured: float, checks: Checks) -> None:
+    """Hold the highest rate of the grid against a load on the server with the tuned setting."""
+    checks.add(
+        measured > 0 and measured / RATE_FACTOR <= best <= measured * RATE_FACTOR,
+        f"tune.json says up to {best:,.0f} images per second; measured again with the tuned "
+        f"setting: {measured:,.0f}, expected within a factor of {RATE_FACTOR:g}",
+    )

@@ -16,7 +16,6 @@ from labkit.grading.measure.base import (
     Checks,
     StageMeasurements,
     entry,
-    nothing,
     number,
     split_indices,
 )
@@ -28,6 +27,7 @@ from labkit.grading.measure.serving import (
     measure_queries,
     measure_tuning,
 )
+from labkit.grading.results import Measurement
 from labkit.grading.untrusted import UnfitFile, short_line
 from labkit.grading.workdir import write_manifest
 from labkit.report import REPORTED, build_report, marks, validate_report
@@ -35,19 +35,6 @@ from labkit.workspace import Workspace
 
 PAGE_BYTES = 10_000
 MAX_DETAIL = 800  # characters of a sentence for the student
-
-# Which items of the rubric each stage's measured measures.
-MEASURES: dict[str, tuple[str, ...]] = {
-    "01_data": ("01.splits",),
-    "02_train": ("02.accuracy", "02.history"),
-    "03_export": ("03.torchscript", "03.optimized", "03.onnx", "03.evidence"),
-    "04_quantize": ("04.torchscript", "04.onnx", "04.openvino", "04.evidence"),
-    "05_configure": ("05.configs", "05.served"),
-    "06_serve": ("06.answers",),
-    "07_tune": ("07.tuned",),
-    "10_pipeline": ("10.answers",),
-    "08_report": ("08.report",),
-}
 
 
 def measure_stage(stage: str, case: Case) -> StageMeasurements:
@@ -60,11 +47,12 @@ def measure_stage(stage: str, case: Case) -> StageMeasurements:
     Returns:
         A measurement for every item of the stage, also where nothing could be measured.
     """
+    measure, items = MEASURERS[stage]
     try:
-        return _printable(MEASURERS[stage](case))
+        return _printable(measure(case))
     except UnfitFile as error:  # of what the stage was given, or a sandbox that was stopped
-        missing = dict.fromkeys(MEASURES[stage], nothing(error))
-        return _printable(StageMeasurements(missing, False, str(error)))
+        missing = dict.fromkeys(items, Measurement(None, str(error)))
+        return _printable(StageMeasurements(missing, [str(error)]))
 
 
 def measure_patiently(
@@ -97,7 +85,8 @@ def _printable(measured: StageMeasurements) -> StageMeasurements:
         item: replace(measured, detail=short_line(measured.detail, MAX_DETAIL))
         for item, measured in measured.measurements.items()
     }
-    return replace(measured, measurements=told, why_not=short_line(measured.why_not, MAX_DETAIL))
+    problems = [] if measured.accepted else [short_line(measured.why_not, MAX_DETAIL)]
+    return StageMeasurements(told, problems)
 
 
 def measure_data(case: Case) -> StageMeasurements:
@@ -123,12 +112,12 @@ def measure_data(case: Case) -> StageMeasurements:
             "the classes do not have equal shares in every part",
         )
     measurement = checks.measurement("three parts of the right sizes, no image in two of them")
-    why_not = "" if usable else measurement.detail
+    measured = StageMeasurements.one("01.splits", measurement, usable)
     try:
         require_statistics(case.document("statistics.json"))
     except UnfitFile as error:
-        usable, why_not = False, why_not or str(error)
-    return StageMeasurements({"01.splits": measurement}, usable, why_not)
+        measured.require(False, str(error))
+    return measured
 
 
 def require_statistics(document: Any) -> None:
@@ -159,7 +148,7 @@ def measure_report(case: Case) -> StageMeasurements:
     checks.add(names == list(REPORTED), "report.json has not a row for every variant")
     checks.add(page.stat().st_size > PAGE_BYTES, "report.html is nearly empty")
     measurement = checks.measurement("every value of the report is the one in its evidence file")
-    return StageMeasurements({"08.report": measurement}, True)
+    return StageMeasurements.one("08.report", measurement, accepted=True)
 
 
 def _report_problem(case: Case, report: Any) -> str:
@@ -195,14 +184,22 @@ def _places(report: Any) -> dict[tuple[str, str], None]:
     return dict.fromkeys((place["file"], place["pointer"]) for place in found)
 
 
-MEASURERS: dict[str, Callable[[Case], StageMeasurements]] = {
-    "01_data": measure_data,
-    "02_train": measure_training,
-    "03_export": measure_export,
-    "04_quantize": measure_quantization,
-    "05_configure": measure_configuration,
-    "06_serve": measure_queries,
-    "07_tune": measure_tuning,
-    "10_pipeline": measure_pipeline,
-    "08_report": measure_report,
+# Stage → what measures it, and the items of the rubric that it measures.
+MEASURERS: dict[str, tuple[Callable[[Case], StageMeasurements], tuple[str, ...]]] = {
+    "01_data": (measure_data, ("01.splits",)),
+    "02_train": (measure_training, ("02.accuracy", "02.history")),
+    "03_export": (
+        measure_export,
+        ("03.torchscript", "03.optimized", "03.onnx", "03.evidence"),
+    ),
+    "04_quantize": (
+        measure_quantization,
+        ("04.torchscript", "04.onnx", "04.openvino", "04.evidence"),
+    ),
+    "05_configure": (measure_configuration, ("05.configs", "05.served")),
+    "06_serve": (measure_queries, ("06.answers",)),
+    "07_tune": (measure_tuning, ("07.tuned",)),
+    "10_pipeline": (measure_pipeline, ("10.answers",)),
+    "08_report": (measure_report, ("08.report",)),
 }
+MEASURES = {stage: items for stage, (_, items) in MEASURERS.items()}
