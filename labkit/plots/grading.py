@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from textwrap import wrap
 from typing import Final
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ticker import MaxNLocator
 
-from labkit.plots.style import BLUE, GREEN, ORANGE, PURPLE, SKY, YELLOW, use_style
+from labkit.plots.style import BLUE, GREEN, ORANGE, PURPLE, SKY, YELLOW, subplots
 
 BINS: Final = 10
 MAX_LABEL: Final = 44  # characters of a line of a label on an axis
@@ -63,8 +62,7 @@ class Duration:
 
 def totals_histogram(points: Sequence[float], maximum: float) -> Figure:
     """Show how the totals spread over ten equal ranges, with the median as a line."""
-    use_style()
-    figure, axis = plt.subplots(figsize=(6, 3.8))
+    figure, axis = subplots(figsize=(6, 3.8))
     bins = BINS if maximum > BINS or maximum != int(maximum) else max(1, int(maximum))
     edges = np.linspace(0, maximum, bins + 1)
     counts, _ = np.histogram(points, bins=edges)
@@ -95,8 +93,7 @@ def totals_histogram(points: Sequence[float], maximum: float) -> Figure:
 
 def missed_checks(checks: Sequence[CheckShare]) -> Figure:
     """Show the checks that cost most, a bar each: who got some of the points, who got none."""
-    use_style()
-    figure, axis = plt.subplots(figsize=(6, 0.38 * len(checks) + 1.1))
+    figure, axis = subplots(figsize=(6, 0.38 * len(checks) + 1.1))
     rows = np.arange(len(checks))
     none = np.array([100 * check.none for check in checks])
     some = np.array([100 * check.some for check in checks])
@@ -116,8 +113,7 @@ def verdicts_by_notebook(counts: Mapping[str, Mapping[str, int]]) -> Figure:
     Args:
         counts: Notebook → kind of verdict, a key of `KINDS` → students.
     """
-    use_style()
-    figure, axis = plt.subplots(figsize=(6, 0.34 * len(counts) + 1.1))
+    figure, axis = subplots(figsize=(6, 0.34 * len(counts) + 1.1))
     rows = np.arange(len(counts))
     left = np.zeros(len(counts))
     for kind, (name, colour) in KINDS.items():
@@ -142,8 +138,7 @@ def verdicts_by_notebook(counts: Mapping[str, Mapping[str, int]]) -> Figure:
 
 def slowest_submissions(durations: Sequence[Duration]) -> Figure:
     """Show where the time of the slowest submissions went, a bar each, in the order given."""
-    use_style()
-    figure, axis = plt.subplots(figsize=(6, 0.3 * len(durations) + 1.1))
+    figure, axis = subplots(figsize=(6, 0.3 * len(durations) + 1.1))
     rows = np.arange(len(durations))
     notebooks = np.array([duration.notebooks_s for duration in durations])
     measure = np.array([duration.measure_s for duration in durations])
