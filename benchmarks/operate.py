@@ -19,10 +19,10 @@ from pathlib import Path
 
 from serve import cpu_seconds, machine, warn_if_busy
 
-from labkit.bench.loops import in_turn
+from labkit.bench import in_turn
 from labkit.bench.target import Target
+from labkit.client.counters import Counters
 from labkit.compare import Spread
-from labkit.operate.counters import Counters
 from labkit.operate.drills import DrillEnvironment, Number, find_model
 from labkit.operate.load import Load, LoadProfile, Record
 from labkit.operate.processes import family

@@ -6,21 +6,17 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress as Bar
-from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from labkit.errors import LabError, UsageError
 from labkit.operate.commands import app as operate_app
 from labkit.server.commands import app as triton_app
-
-if TYPE_CHECKING:
-    from labkit.chain import Progress, StageResult
+from labkit.steps_display import StepsDisplay
 
 app = typer.Typer(
     help="The model-deployment lab: train, export, quantize, serve, measure, tune, report.",
@@ -87,13 +83,13 @@ def run(
     fetch()  # before the clock of the first notebook starts
     workspace = Workspace.at(out.absolute() if out else Path("runs") / profile)
     console.print(f"{len(stages)} notebooks, profile {profile}, into {workspace.root}")
-    with _ChainDisplay(len(stages)) as display:
+    with StepsDisplay(console, len(stages), 14, HEARTBEAT_S) as display:
         results = run_chain(
             workspace,
             profile,
             stages,
-            on_progress=display.progress,
-            on_result=display.result,
+            on_progress=lambda now: display.say(now.stage, now.line),
+            on_result=lambda result: display.end(result.stage, result.status, result.seconds),
         )
     last = results[-1]
     total = sum(result.seconds for result in results)
@@ -124,55 +120,6 @@ def run(
 def _labkit() -> str:
     """Return this command as a person types it from the current folder."""
     return os.path.relpath(Path(sys.executable).with_name("labkit"))
-
-
-class _ChainDisplay:
-    """Progress of the chain: a live line on a terminal, a line per event elsewhere."""
-
-    def __init__(self, total: int) -> None:
-        self._live = Bar(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            TimeElapsedColumn(),
-            TextColumn("[dim]{task.fields[line]}"),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self._task = self._live.add_task("starting", total=total, line="")
-        self._total = total
-        self._done = 0
-        self._next_beat_s = 0.0
-        self._stage = ""
-
-    def __enter__(self) -> "_ChainDisplay":
-        self._live.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._live.stop()
-
-    def progress(self, progress: "Progress") -> None:
-        """Show what the running notebook last said."""
-        if progress.stage != self._stage:
-            self._stage, self._next_beat_s = progress.stage, HEARTBEAT_S
-            self._live.reset(self._task)
-        title = f"[{self._done + 1}/{self._total}] {progress.stage}"
-        self._live.update(self._task, description=title, line=escape(progress.line))
-        if not console.is_terminal and progress.seconds >= self._next_beat_s:
-            self._next_beat_s += HEARTBEAT_S
-            console.print(f"{title} {progress.seconds:4.0f} s  {escape(progress.line)}")
-
-    def result(self, result: "StageResult") -> None:
-        """Show the verdict on a notebook."""
-        from labkit.chain import PASSED
-
-        self._done += 1
-        colour = "green" if result.status == PASSED else "red"
-        console.print(
-            f"[{self._done}/{self._total}] {result.stage:14} "
-            f"[{colour}]{result.status}[/] {result.seconds:7.1f} s"
-        )
 
 
 AllowPython = Annotated[

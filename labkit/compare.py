@@ -11,15 +11,19 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import psutil
 
 from labkit.errors import LabError
 from labkit.runtime import Runner, load_runner, probe_images, throughput
+
+Key = TypeVar("Key")  # whatever names a case
+Value = TypeVar("Value")
 
 
 class ComparisonError(LabError):
@@ -79,6 +83,29 @@ class Comparison:
         return asdict(self)
 
 
+def in_turn(
+    cases: Mapping[Key, Callable[[], Value]],
+    rounds: int,
+    progress: Callable[[str], None] | None = None,
+) -> dict[Key, list[Value]]:
+    """Call every case once per round, every other round backwards.
+
+    So no case always follows the same one, and where everything drifts, all drift together.
+
+    Raises:
+        ComparisonError: no rounds.
+    """
+    if rounds < 1:
+        raise ComparisonError(f"got rounds={rounds}, expected at least 1")
+    values: dict[Key, list[Value]] = {name: [] for name in cases}
+    for index in range(rounds):
+        for name in list(cases)[:: 1 if index % 2 == 0 else -1]:
+            values[name].append(cases[name]())
+        if progress:
+            progress(f"round {index + 1} of {rounds}")
+    return values
+
+
 def compare(
     runners: Mapping[str, Runner],
     baseline: str,
@@ -87,9 +114,7 @@ def compare(
     seconds: float = 0.3,
     progress: Callable[[str], None] | None = None,
 ) -> Comparison:
-    """Measure runners in turn, `rounds` times, `seconds` each time.
-
-    Every other round goes backwards, so that no runner always follows the same one.
+    """Measure runners in turn, `rounds` times, `seconds` each time; see `in_turn`.
 
     Args:
         runners: Name → runner, all with the same number of threads.
@@ -104,17 +129,14 @@ def compare(
     """
     if baseline not in runners:
         raise ComparisonError(f"baseline {baseline!r} is not among {', '.join(runners)}")
-    if rounds < 1:
-        raise ComparisonError(f"got rounds={rounds}, expected at least 1")
     threads = {name: runner.threads for name, runner in runners.items()}
     if len(set(threads.values())) > 1:
         raise ComparisonError(f"thread counts differ, so rates would not compare: {threads}")
-    rates: dict[str, list[float]] = {name: [] for name in runners}
-    for index in range(rounds):
-        for name in list(runners)[:: 1 if index % 2 == 0 else -1]:
-            rates[name].append(throughput(runners[name], batch, seconds))
-        if progress:
-            progress(f"round {index + 1} of {rounds}")
+    rates = in_turn(
+        {name: partial(throughput, runner, batch, seconds) for name, runner in runners.items()},
+        rounds,
+        progress,
+    )
     ratios = {
         name: [own / base for own, base in zip(values, rates[baseline], strict=True)]
         for name, values in rates.items()

@@ -1,11 +1,12 @@
 """The report: evidence of a run → `report.json` → `report.html`.
 
 Every value in the report is a `MeasuredValue`, read out of an artifact by a JSON pointer, or
-`Unmeasured` with a reason. This module decides which claims are made and where their evidence lies;
-it computes nothing.
+`Unmeasured` with a reason. Which claims are made, and where their evidence lies, is in
+`templates/report_claims.toml`; nothing is computed here.
 """
 
 import json
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -33,48 +34,6 @@ PIPELINE_POINT = "raw pixels in: a Python step before cifar10_onnx"
 
 
 @dataclass(frozen=True)
-class Column:
-    """One value that every variant has.
-
-    Attributes:
-        key: Name in `report.json`.
-        pointer: JSON pointer in the artifact of the variant; `{name}` stands for its name.
-    """
-
-    key: str
-    pointer: str
-
-
-# What is said of each variant. A row is marked as measured only when all of these are.
-COLUMNS = tuple(
-    Column(key, f"/variants/{{name}}/{pointer}")
-    for key, pointer in (
-        ("backend", "backend"),
-        ("instances", "instances"),
-        ("runtime", "runtime"),
-        ("engine", "engine"),
-        ("size_bytes", "size_bytes"),
-        ("accuracy", "accuracy"),
-        ("accuracy_n", "n"),
-        ("agreement", "agreement"),
-        ("latency_p50_ms", "latency_ms/p50"),
-        ("latency_p95_ms", "latency_ms/p95"),
-        ("latency_p99_ms", "latency_ms/p99"),
-        ("latency_n", "latency_ms/n"),
-        ("throughput_images_s", "throughput_images_s/median"),
-        ("throughput_low", "throughput_images_s/low"),
-        ("throughput_high", "throughput_images_s/high"),
-        ("throughput_n", "throughput_images_s/n"),
-        ("throughput_batch", "throughput_images_s/batch"),
-    )
-)
-# What a slow machine has too few samples for, and what an older notebook 06 did not write.
-OPTIONAL = frozenset(
-    {"latency_p95_ms", "latency_p99_ms", "throughput_low", "throughput_high", "engine"}
-)
-
-
-@dataclass(frozen=True)
 class Claim:
     """One row of the report besides the variants.
 
@@ -83,6 +42,7 @@ class Claim:
         title: What is claimed.
         file, pointer: Where the evidence is.
         note: What the value means, one phrase.
+        holds_if: What the evidence must say for the claim to be true; None: it only reports.
         absent: Why there may be no evidence, for a person; else the pointer is named.
     """
 
@@ -90,223 +50,23 @@ class Claim:
     title: str
     file: str
     pointer: str
-    note: str = ""
+    note: str
+    holds_if: Any = None
     absent: str = ""
 
 
-# What the evidence must say for these claims to be true; the others only report what was found.
-_HOLDS_IF: dict[str, Any] = {
-    "/server/health/live": True,
-    "/server/health/ready": True,
-    "/findings": [],
-}
-NO_ENGINE = (
-    "no container engine was used in this run; docker/compose.yaml starts the official image on "
-    "the same repository"
-)
-
-# Every claim besides the table of variants: section → (title, file, pointer, what the value means).
-_CLAIMS: dict[str, tuple[tuple[str, str, str, str], ...]] = {
-    "Server": (
-        ("Triton is live", "query.json", "/server/health/live", "GET /v2/health/live"),
-        ("Triton and every model are ready", "query.json", "/server/health/ready", "…/ready"),
-        ("Version", "query.json", "/server/version", "as the server itself says"),
-        ("HTTP endpoint", "query.json", "/server/ports/http", "REST: inference, health, metadata"),
-        ("gRPC endpoint", "query.json", "/server/ports/grpc", "the same protocol, binary"),
-        ("Metrics endpoint", "query.json", "/server/ports/metrics", "Prometheus text"),
-        (
-            "Metrics count what was asked",
-            "query.json",
-            "/server/metrics/nv_inference_count",
-            "images per model; requests where max_batch_size is 0",
-        ),
-        ("Wrong requests get a reason", "query.json", "/errors", "each request, and the answer"),
-        ("Protocol extensions", "query.json", "/server/extensions", "GET /v2"),
-    ),
-    "Repository": (
-        (
-            "Configurations fit their files",
-            "configure.json",
-            "/findings",
-            "what `labkit check` finds; none is the aim",
-        ),
-        (
-            "Broken configurations are refused",
-            "configure.json",
-            "/refused",
-            "model → the server's own words; broken on purpose in 05",
-        ),
-        ("Mistakes are diagnosed", "configure.json", "/diagnosed", "without a server, by 05"),
-    ),
-    "The model and its copies": (
-        ("Validation accuracy", "history.json", "/validation_accuracy", "not trained on"),
-        (
-            "ONNX computes the same",
-            "export.json",
-            "/parity/model.onnx",
-            "a logit's largest difference from PyTorch's, at three batch sizes",
-        ),
-        (
-            "Optimized TorchScript",
-            "export.json",
-            "/speed/ratio/model_optimized.pt",
-            "times the traced model's images/s, in process",
-        ),
-        (
-            "INT8 TorchScript",
-            "quantize.json",
-            "/variants/model_int8.pt",
-            "on validation images, in process",
-        ),
-        (
-            "INT8 ONNX",
-            "quantize.json",
-            "/variants/model_int8.onnx",
-            "on validation images, in process",
-        ),
-        (
-            "INT8 OpenVINO",
-            "quantize.json",
-            "/variants/model_int8.xml",
-            "on validation images, in process",
-        ),
-        (
-            "INT8 against FP32 ONNX Runtime",
-            "quantize.json",
-            "/speed/ratio",
-            "times its images/s at batch 32, one thread each",
-        ),
-    ),
-    "Technical nuances": (
-        ("Serialization", "export.json", "/bytes", "bytes of each format; IR keeps two files"),
-        (
-            "Memory of a file and of its process",
-            "quantize.json",
-            "/memory_mib",
-            "MiB: the runtime alone, with the model, after a batch",
-        ),
-        (
-            "Memory of instances",
-            "tune.json",
-            "/memory_mib",
-            "MiB of their own; each instance of a stand-in is a process",
-        ),
-        (
-            "Compatibility",
-            "export.json",
-            "/onnx",
-            "versions that the server reads; what a trace loses is in 03",
-        ),
-        (
-            "f32 against bf16",
-            "tune.json",
-            "/precision",
-            "OpenVINO in process: its own choice, and both where the processor has both",
-        ),
-        (
-            "Calibration",
-            "quantize.json",
-            "/calibration",
-            "relative error of the logits by number of calibration images",
-        ),
-    ),
-    "A raw image in, a label out": (
-        (
-            "What computed here",
-            "pipeline.json",
-            f"/variants/{PIPELINE}/runtime",
-            "runtime of cifar10_onnx; the step before it is a Python model in each",
-        ),
-        (
-            "Raw pixels against floats",
-            "pipeline.json",
-            "/same_answers",
-            "the largest difference of a logit from cifar10_onnx, on the test images",
-        ),
-        (
-            "A request's bytes, and photo to label",
-            "pipeline.json",
-            "/requests",
-            "one client, its own work included; three ways to the same model",
-        ),
-        (
-            "Where the photo's time goes",
-            "pipeline.json",
-            "/steps_ms",
-            "ms for each request in each step, by the server's statistics",
-        ),
-        (
-            "The same step, written another way",
-            "pipeline.json",
-            "/resizing",
-            "pixels that differ, labels that change, accuracy on 200 enlarged images",
-        ),
-    ),
-    "Batching, instances, threads": (
-        ("What computed here", "tune.json", "/runtime", "runtime behind every value of 07"),
-        (
-            "One instance, one thread",
-            "tune.json",
-            "/grid/1 × 1/2/images_per_s",
-            "images/s, 16 clients with one image each",
-        ),
-        (
-            "… with dynamic batching",
-            "tune.json",
-            "/grid/1 × 1, batching/2/images_per_s",
-            "images/s, same load",
-        ),
-        (
-            "… executed in batches of",
-            "tune.json",
-            "/grid/1 × 1, batching/2/server/batch_histogram",
-            "batch size → how often, by the server's statistics",
-        ),
-        (
-            "Load balanced over two instances",
-            "tune.json",
-            "/grid/2 × 1, batching/2/images_per_s",
-            "images/s, same load",
-        ),
-        (
-            "Threads × instances above the cores",
-            "tune.json",
-            "/grid/4 × 2, batching/2/images_per_s",
-            "images/s, same load, on purpose",
-        ),
-        (
-            "TorchScript, optimized against original",
-            "tune.json",
-            "/torchscript_gain",
-            "ratio of images/s at batch 32, per round",
-        ),
-        (
-            "Served against in process",
-            "tune.json",
-            "/served_over_in_process",
-            "ratio of images/s to ONNX Runtime's at batch 32, one thread, per round",
-        ),
-        ("The rule of choice", "tune.json", "/rule", "stated before the measurement"),
-        (
-            "Recommended setting",
-            "tune.json",
-            "/recommendation",
-            "measured again against the committed configuration",
-        ),
-    ),
-}
+def _template(name: str) -> str:
+    """Return a file of `labkit/templates`."""
+    return (resources.files("labkit") / "templates" / name).read_text(encoding="utf-8")
 
 
-def claims() -> Iterator[Claim]:
-    """Yield every claim that the report makes besides its table of variants."""
-    for section, rows in _CLAIMS.items():
-        for title, file, pointer, note in rows:
-            yield Claim(section, title, file, pointer, note)
-    for title, note in (
-        ("Triton in its container", "docker ps"),
-        ("Replicas behind one address", "docker compose up --scale"),
-    ):
-        yield Claim("Container", title, "query.json", "/server/container", note, absent=NO_ENGINE)
+_TABLE = tomllib.loads(_template("report_claims.toml"))
+# What is said of each variant. A row is marked as measured only when all of these are, but for the
+# optional ones.
+COLUMNS: dict[str, str] = _TABLE["columns"]
+OPTIONAL = frozenset(_TABLE["optional"])
+# Every claim besides the table of variants.
+CLAIMS = tuple(Claim(section, **row) for section, rows in _TABLE["claims"].items() for row in rows)
 
 
 def build_report(workspace: Workspace) -> dict[str, Any]:
@@ -321,7 +81,7 @@ def build_report(workspace: Workspace) -> dict[str, Any]:
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "environment": _environment(folder),
         "variants": [_variant(folder, name) for name in REPORTED],
-        "claims": [_claim(folder, claim) for claim in claims()],
+        "claims": [_claim(folder, claim) for claim in CLAIMS],
         "configs": {
             name: measured_or_reason(folder, file, f"/variants/{name}/config").to_dict()
             for name, file in REPORTED.items()
@@ -358,10 +118,10 @@ def _variant(folder: EvidenceFolder, name: str) -> dict[str, Any]:
     spec = VARIANTS.get(name, VARIANTS["cifar10_onnx"])  # of the pipeline, the step that computes
     outdated = _outdated(folder, name)
     cells: dict[str, MeasuredValue | Unmeasured] = {
-        column.key: Unmeasured(outdated)
+        key: Unmeasured(outdated)
         if outdated
-        else measured_or_reason(folder, REPORTED[name], column.pointer.format(name=name))
-        for column in COLUMNS
+        else measured_or_reason(folder, REPORTED[name], f"/variants/{name}/{pointer}")
+        for key, pointer in COLUMNS.items()
     }
     missing = [
         f"{key}: {cell.reason}"
@@ -395,7 +155,7 @@ def _claim(folder: EvidenceFolder, claim: Claim) -> dict[str, Any]:
         found["reason"] = claim.absent
     row = {"section": claim.section, "title": claim.title, "note": claim.note, **found}
     if "value" in found:
-        row["holds"] = found["value"] == _HOLDS_IF.get(claim.pointer, found["value"])
+        row["holds"] = claim.holds_if is None or found["value"] == claim.holds_if
     return row
 
 
@@ -449,8 +209,3 @@ def write_report(workspace: Workspace, made_by: str) -> list[Path]:
     write_text(workspace.path("report.html"), render(report, workspace))
     workspace.record("report.json", "report.html", made_by=made_by)
     return [workspace.path("report.json"), workspace.path("report.html")]
-
-
-def _template(name: str) -> str:
-    """Return a file of `labkit/templates`."""
-    return (resources.files("labkit") / "templates" / name).read_text(encoding="utf-8")

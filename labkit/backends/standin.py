@@ -1,6 +1,7 @@
 """What the three stand-in backends share: batching, splitting, and an answer for every request."""
 
 import functools
+import importlib
 import itertools
 import json
 import sys
@@ -90,16 +91,22 @@ class ClassProperty(property):
 
 
 class StandIn:
-    """The class Triton drives; a backend says only how to load a model."""
+    """The class Triton drives; a backend names only the module of its engine.
+
+    Attributes:
+        engine_module: Has `load`, and `completed` for a configuration without inputs or outputs.
+    """
+
+    engine_module: str
 
     def load(self, settings: Settings) -> Engine:
         """Load the model file; raise when it does not fit its configuration."""
-        raise NotImplementedError
+        return importlib.import_module(self.engine_module).load(settings)
 
-    @staticmethod
-    def complete(settings: Settings) -> dict[str, Any]:
+    @classmethod
+    def complete(cls, settings: Settings) -> dict[str, Any]:
         """Return what the native backend adds to a configuration."""
-        return {}
+        return importlib.import_module(cls.engine_module).completed(settings)
 
     @ClassProperty
     def auto_complete_config(self: Any) -> Callable[[Any], Any]:

@@ -11,10 +11,11 @@ The load comes from this machine and competes with the server for its cores: com
 within one run, and do not read the figures as the server's own limit.
 """
 
-from labkit.bench.loops import closed_loop, in_turn, poisson_schedule, repeat
+from labkit.bench.loops import closed_loop, poisson_schedule, repeat
 from labkit.bench.memory import InstanceMemory, instance_memory
 from labkit.bench.results import BenchError, LoadResult, Percentiles, Repeated, ServerSplit
 from labkit.bench.target import LoadOptions, random_inputs, require_loopback
+from labkit.compare import in_turn
 
 __all__ = [
     "BenchError",

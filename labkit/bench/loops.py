@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 from labkit.bench.results import BenchError, LoadResult, Repeated, ServerSplit
 from labkit.bench.senders import GrpcSender, HttpSender, Sender
 from labkit.bench.target import DEFAULTS, MAX_SECONDS, LoadOptions, Target, within
+from labkit.compare import Key, in_turn
 
 logger = logging.getLogger(__name__)
-Key = TypeVar("Key")  # whatever names a case
-Value = TypeVar("Value")
 ERROR_PAUSE_S = 0.01  # a refused request returns at once: without a pause errors would be a flood
 STATISTICS_WAIT_S = 0.5  # Triton books a request just after its answer has left
 MAX_CONCURRENCY = 256
@@ -37,31 +36,10 @@ def repeat(
     Raises:
         BenchError: no rounds, or a case that brought back nothing.
     """
-    runs = in_turn(cases, repeats, progress)
-    return {name: Repeated.of(results) for name, results in runs.items()}
-
-
-def in_turn(
-    cases: Mapping[Key, Callable[[], Value]],
-    repeats: int,
-    progress: Callable[[str], None] | None = None,
-) -> dict[Key, list[Value]]:
-    """Call every case once per round, for `repeats` rounds, every other round backwards.
-
-    On a shared machine everything drifts; cases measured in turn drift together.
-
-    Raises:
-        BenchError: no rounds.
-    """
     if repeats < 1:
         raise BenchError(f"got repeats={repeats}, expected at least 1")
-    runs: dict[Key, list[Value]] = {name: [] for name in cases}
-    for index in range(repeats):
-        for name in list(cases)[:: 1 if index % 2 == 0 else -1]:
-            runs[name].append(cases[name]())
-        if progress:
-            progress(f"round {index + 1} of {repeats}")
-    return runs
+    runs = in_turn(cases, repeats, progress)
+    return {name: Repeated.of(results) for name, results in runs.items()}
 
 
 def closed_loop(

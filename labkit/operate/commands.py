@@ -1,21 +1,20 @@
 """The command `labkit drills`. Thin: parse, call the library, print."""
 
-import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.live import Live
 from rich.markup import escape
-from rich.table import Table
+
+from labkit.steps_display import StepsDisplay
 
 if TYPE_CHECKING:
-    from labkit.operate.drills import Drill, Result
+    from labkit.operate.drills import Result
 
 app = typer.Typer()
 console = Console(soft_wrap=True, highlight=False)
-COLOURS = {"passed": "green", "failed": "red", "not measured": "yellow"}
 
 
 @app.command()
@@ -46,13 +45,12 @@ def drills(
     shown_run = model.parents[1].name if model.parent.name == "model_repository" else model.name
     console.print(f"{len(chosen)} drills with {model.name} of {shown_run}, into {escape(str(out))}")
     results: list[Result] = []
-    with _DrillDisplay(chosen) as display:
-        lab = DrillEnvironment(model, out / "work", short, say=display.say)
+    with StepsDisplay(console, len(chosen), 18) as display:
         for drill in chosen:
-            display.begin(drill)
-            result = perform(drill, lab)
+            say = partial(display.say, drill.name)
+            result = perform(drill, DrillEnvironment(model, out / "work", short, say=say))
             results.append(result)
-            display.end(result)
+            display.end(result.name, result.status, result.took_s, result.summary)
             kept = record.save(out / "drills.json", results, shown_run, short)
     page = write_page(out / "drills.html", kept)
     console.print(f"{escape(str(out / 'drills.json'))}\n{escape(str(page))}")
@@ -86,52 +84,3 @@ def _model(run: Path | None) -> Path:
     if last.status != PASSED:
         raise NoRun(f"the run broke off in {last.stage}: {last.reason}")
     return find_model(smoke)
-
-
-class _DrillDisplay:
-    """Progress of the drills: a live table on a terminal, a line per event elsewhere."""
-
-    def __init__(self, chosen: "list[Drill]") -> None:
-        self._total = len(chosen)
-        self._results: list[Result] = []
-        self._now, self._saying, self._begin = "", "", 0.0
-        self._live = Live(
-            console=console, get_renderable=self._table, refresh_per_second=4, transient=True
-        )
-
-    def __enter__(self) -> "_DrillDisplay":
-        if console.is_terminal:
-            self._live.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if console.is_terminal:
-            self._live.stop()
-
-    def begin(self, drill: "Drill") -> None:
-        """Show that a drill begins."""
-        self._now, self._saying, self._begin = drill.name, "", time.monotonic()
-
-    def say(self, text: str) -> None:
-        """Show what goes on in it."""
-        self._saying = text
-        if not console.is_terminal:
-            console.print(f"  {self._now}: {escape(text)}")
-
-    def end(self, result: "Result") -> None:
-        """Show its result."""
-        self._results.append(result)
-        colour = COLOURS[result.status]
-        console.print(
-            f"[{len(self._results)}/{self._total}] {result.name:18} [{colour}]{result.status}[/] "
-            f"{result.took_s:6.1f} s  {escape(result.summary)}"
-        )
-
-    def _table(self) -> Table:
-        table = Table(show_edge=False, show_header=False, box=None)
-        table.add_row(
-            f"[{len(self._results) + 1}/{self._total}] {self._now}",
-            f"{time.monotonic() - self._begin:.0f} s",
-            escape(self._saying),
-        )
-        return table

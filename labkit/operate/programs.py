@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Self
 
 from labkit.errors import LabError
-from labkit.server.launch import start_supervised
+from labkit.server.job import Job
+from labkit.server.launch import Supervised
 from labkit.server.run_folder import make_run_folder, remove_abandoned
 
 POLL_S = 0.02
@@ -83,7 +84,6 @@ class Program:
         stop_signal: Asks the program to end in order.
         start_limit_s: How long it may take to become ready.
         stop_limit_s: How long it may take to end in order before it is killed.
-        pid: Of the running program; None before the start and after the stop.
     """
 
     name: str
@@ -94,14 +94,17 @@ class Program:
     stop_signal: signal.Signals = signal.SIGTERM
     start_limit_s: float = 20.0
     stop_limit_s: float = 10.0
-    pid: int | None = field(default=None, init=False)
-    _supervisor: "subprocess.Popen[str] | None" = field(default=None, init=False, repr=False)
-    _owner_pid: int = field(default=0, init=False, repr=False)
+    _supervised: Supervised | None = field(default=None, init=False, repr=False)
 
     @property
     def running(self) -> bool:
         """Whether the program is alive."""
-        return self._supervisor is not None and self._supervisor.poll() is None
+        return self._supervised is not None and self._supervised.running
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the program; None before the start and after the stop."""
+        return self._supervised.pid if self._supervised else None
 
     def __enter__(self) -> Self:
         return self.start()
@@ -128,22 +131,15 @@ class Program:
 
     def stop(self) -> None:
         """End the program in order, else by force; return when no process of it is left."""
-        process, self._supervisor = self._supervisor, None
-        pid, self.pid = self.pid, None
-        if process is None or os.getpid() != self._owner_pid:  # a forked child's copy of this
+        supervised, self._supervised = self._supervised, None
+        if supervised is None or supervised.is_a_copy:
             return
-        if pid is not None and process.poll() is None:
+        if supervised.pid is not None and supervised.running:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, self.stop_signal)
+                os.kill(supervised.pid, self.stop_signal)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(self.stop_limit_s)
-        with contextlib.suppress(ProcessLookupError):
-            process.terminate()
-        try:
-            process.wait(2 * KILL_MARGIN_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+                supervised.process.wait(self.stop_limit_s)
+        supervised.end(2 * KILL_MARGIN_S)
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal to the program.
@@ -192,11 +188,8 @@ class Program:
     def _launch(self) -> None:
         """Start the supervisor, which starts the program."""
         self.log_path = Path(self.log_path).absolute()
-        self._owner_pid = os.getpid()
-        self._supervisor, self.pid = start_supervised(
-            self,
-            [str(part) for part in self.command],
-            {**os.environ, **self.environment},
+        self._supervised = Supervised(
+            Job([str(part) for part in self.command], {**os.environ, **self.environment}),
             make_run_folder(),
             self.log_path,
             KILL_MARGIN_S,

@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from labkit.data import CLASSES, Images
-from labkit.plots.style import BLUE, GREEN, ORANGE, PALETTE, use_style
+from labkit.plots.style import BLUE, GREEN, ORANGE, PALETTE, subplots
 
 
 def image_grid(images: Images, per_class: int = 8) -> Figure:
@@ -18,8 +17,7 @@ def image_grid(images: Images, per_class: int = 8) -> Figure:
         images: Images with labels.
         per_class: Images in a row.
     """
-    use_style()
-    figure, axes = plt.subplots(len(CLASSES), per_class, figsize=(per_class * 0.85, 8.5))
+    figure, axes = subplots(len(CLASSES), per_class, figsize=(per_class * 0.85, 8.5))
     for label, row in enumerate(axes):
         members = np.flatnonzero(images.labels == label)[:per_class]
         for axis, index in zip(row, members, strict=False):
@@ -36,8 +34,7 @@ def split_sizes(splits: Mapping[str, NDArray[np.int64]]) -> Figure:
     Args:
         splits: Name of a split → labels of its images, int64 `(N,)`.
     """
-    use_style()
-    figure, axis = plt.subplots(figsize=(7.5, 3))
+    figure, axis = subplots(figsize=(7.5, 3))
     left = np.zeros(len(CLASSES))
     for (name, labels), colour in zip(splits.items(), PALETTE, strict=False):
         counts = np.bincount(labels, minlength=len(CLASSES))
@@ -61,8 +58,7 @@ def pixel_histogram(pixels: NDArray[np.float32], mean: Sequence[float]) -> Figur
         pixels: float32 `(N, 3, 32, 32)`, in [0, 1].
         mean: Mean of each channel, marked in the figure.
     """
-    use_style()
-    figure, axis = plt.subplots(figsize=(7.5, 2.8))
+    figure, axis = subplots(figsize=(7.5, 2.8))
     bins = np.linspace(0, 1, 65)
     names, colours = ("red", "green", "blue"), (ORANGE, GREEN, BLUE)
     for channel, (name, colour) in enumerate(zip(names, colours, strict=True)):
@@ -84,8 +80,7 @@ def preprocess_strip(image: NDArray[np.uint8], prepared: NDArray[np.float32]) ->
         image: uint8 `(3, 32, 32)`.
         prepared: float32 `(3, 32, 32)`, in [0, 1].
     """
-    use_style()
-    figure, axes = plt.subplots(1, 4, figsize=(8, 2.3))
+    figure, axes = subplots(1, 4, figsize=(8, 2.3))
     axes[0].imshow(image.transpose(1, 2, 0))
     axes[0].set_title("uint8, 0…255")
     for channel, name in enumerate(("red", "green", "blue")):

@@ -3,10 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from labkit.plots.style import BLUE, GREY, ORANGE, YELLOW, use_style
+from labkit.plots.style import BLUE, GREY, ORANGE, YELLOW, subplots
 
 # Kind → its label and colour, in the order in which they are stacked.
 KINDS = {
@@ -26,9 +25,8 @@ def answers_over_time(
         moments: As `outcome.moments`.
         title: Of the figure.
     """
-    use_style()
     whole = seconds[:-1] or seconds
-    figure, axis = plt.subplots(figsize=(7.2, 2.7))
+    figure, axis = subplots(figsize=(7.2, 2.7))
     places = [row["second"] for row in whole]
     bottom = [0.0] * len(whole)
     for kind, (label, colour) in KINDS.items():

@@ -4,14 +4,13 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-import matplotlib.pyplot as plt
 import onnx
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Patch
 
 from labkit.compare import Comparison
-from labkit.plots.style import BLUE, BRIGHT_YELLOW, GREEN, GREY, PURPLE, SKY, use_style
+from labkit.plots.style import BLUE, BRIGHT_YELLOW, GREEN, GREY, PURPLE, SKY, subplots, whiskers
 
 _COLOURS = {
     "Conv": BLUE,
@@ -36,11 +35,10 @@ def operator_graph(model: onnx.ModelProto) -> Figure:
         model: With inferred shapes, such as `onnx.shape_inference.infer_shapes` returns. Drawn in
             rows of six, so it suits graphs of up to about forty operators.
     """
-    use_style()
     weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     nodes = _data_path(model, weights)
     rows = -(-len(nodes) // _PER_ROW)
-    figure, axis = plt.subplots(figsize=(10, 0.3 + 0.95 * rows))
+    figure, axis = subplots(figsize=(10, 0.3 + 0.95 * rows))
     axis.set(xlim=(-0.55, _PER_ROW - 0.45), ylim=(-rows + 0.5, 0.55))
     axis.axis("off")
     shapes = _shapes(model)
@@ -130,9 +128,8 @@ def _arrow(axis: Axes, start: tuple[int, int], end: tuple[int, int]) -> None:
 
 def operator_counts(before: Counter[str], after: Counter[str]) -> Figure:
     """Compare how many operators of each kind a graph has before and after optimization."""
-    use_style()
     kinds = sorted(set(before) | set(after), key=lambda kind: (before[kind], kind))
-    figure, axis = plt.subplots(figsize=(8, 0.8 + 0.34 * len(kinds)))
+    figure, axis = subplots(figsize=(8, 0.8 + 0.34 * len(kinds)))
     for offset, counts, colour in ((0.2, before, GREY), (-0.2, after, BLUE)):
         bars = axis.barh(
             [i + offset for i in range(len(kinds))],
@@ -154,9 +151,8 @@ def operator_counts(before: Counter[str], after: Counter[str]) -> Figure:
 
 def ratios(comparison: Comparison) -> Figure:
     """Show how fast each runner is, relative to the baseline of the same round."""
-    use_style()
     names = sorted(comparison.ratio, key=lambda name: comparison.ratio[name].median)
-    figure, axis = plt.subplots(figsize=(8, 1.0 + 0.42 * len(names)))
+    figure, axis = subplots(figsize=(8, 1.0 + 0.42 * len(names)))
     ratio_bars(axis, comparison, names)
     axis.set_xlabel(
         f"images/s relative to {comparison.baseline}\n"
@@ -170,12 +166,10 @@ def ratio_bars(axis: Axes, comparison: Comparison, names: list[str]) -> None:
     """Draw ratios as horizontal bars with their smallest and largest value, on a given axis."""
     spreads = [comparison.ratio[name] for name in names]
     medians = [spread.median for spread in spreads]
-    ends = [
-        [spread.median - spread.low for spread in spreads],
-        [spread.high - spread.median for spread in spreads],
-    ]
     colours = [GREY if name == comparison.baseline else SKY for name in names]
-    axis.barh(names, medians, xerr=ends, color=colours, ecolor="black", capsize=3, height=0.6)
+    axis.barh(
+        names, medians, xerr=whiskers(spreads), color=colours, ecolor="black", capsize=3, height=0.6
+    )
     largest = max(spread.high for spread in spreads)
     for row, spread in enumerate(spreads):
         axis.text(spread.high + 0.02 * largest, row, f"{spread.median:.2f}×", va="center")

@@ -7,14 +7,15 @@ import os
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final, Self
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from labkit.client import ClientError, host_and_port, metrics
+from labkit.client.counters import Counters
 from labkit.errors import LabError
-from labkit.plots.readings import Point, between, counters
 from labkit.plots.style import GREY, PALETTE, use_style
 
 ANSWER_LIMIT_S: Final = 2.0
@@ -25,6 +26,32 @@ WATCHED: Final = ("JPY_SESSION_NAME", "VSCODE_PID")
 
 class LiveChartError(LabError):
     """A chart that cannot be drawn; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """What one model did between two readings.
+
+    Attributes:
+        at_s: Seconds since the chart began, at the later reading.
+        requests_per_s: Answered requests.
+        queue_ms: Mean wait per request; not a number without requests, as the next two.
+        compute_ms: Mean time of computing a request, copying in and out included.
+        batch: Images per execution.
+    """
+
+    at_s: float
+    requests_per_s: float
+    queue_ms: float
+    compute_ms: float
+    batch: float
+
+
+def between(before: Counters, after: Counters, seconds: float, at_s: float) -> Point:
+    """Subtract two readings of one model's counters that lie some seconds apart."""
+    grown = after - before
+    rate = max(grown.success, 0.0) / seconds  # a server that was started again counts from 0
+    return Point(at_s, rate, grown.queue_ms, grown.compute_ms, grown.mean_batch)
 
 
 class LiveChart:
@@ -76,13 +103,13 @@ class LiveChart:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._handle: Any = None
-        self._last: dict[str, dict[str, float]] | None = None
+        self._last: dict[str, Counters] | None = None
         self._begin_s = self._last_s = 0.0
 
     def __enter__(self) -> Self:
         if self._thread is not None:
             raise LiveChartError("this chart has run already: make a new one, LiveChart(…)")
-        self._last = counters(metrics(self.url, timeout_s=ANSWER_LIMIT_S))
+        self._last = Counters.by_model(metrics(self.url, timeout_s=ANSWER_LIMIT_S))
         self._begin_s = self._last_s = time.monotonic()
         if self._redraw:
             self._show()
@@ -164,7 +191,7 @@ class LiveChart:
     def _read(self) -> None:
         """Ask once; where nobody answers, the lines get a gap."""
         try:
-            now = counters(metrics(self.url, timeout_s=ANSWER_LIMIT_S))
+            now = Counters.by_model(metrics(self.url, timeout_s=ANSWER_LIMIT_S))
         except ClientError:
             now = None
         at = time.monotonic()
@@ -175,7 +202,9 @@ class LiveChart:
                 points.append(Point(at - self._begin_s, *[float("nan")] * 4))
         elif before is not None and seconds > 0:
             for model, counted in now.items():
-                point = between(before.get(model, {}), counted, seconds, at - self._begin_s)
+                point = between(
+                    before.get(model, Counters({})), counted, seconds, at - self._begin_s
+                )
                 self.points.setdefault(model, []).append(point)
 
     def _show(self) -> None:

@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
-from labkit.plots.style import BLUE, GREY, use_style
+from labkit.plots.style import BLUE, GREY, subplots
 
 
 def photo_to_label(
@@ -21,10 +20,7 @@ def photo_to_label(
         seen: float32 (3, 32, 32) in [0, 1].
         shares: Class → softmax of the logits, in [0, 1].
     """
-    use_style()
-    figure, (left, middle, right) = plt.subplots(
-        1, 3, figsize=(10, 3.1), width_ratios=(1.35, 1, 1.35)
-    )
+    figure, (left, middle, right) = subplots(1, 3, figsize=(10, 3.1), width_ratios=(1.35, 1, 1.35))
     height, width = photo.shape[:2]
     left.imshow(photo)
     left.set_title(f"sent: {height} × {width} pixels")

@@ -3,14 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from labkit.compare import Comparison, Latency
 from labkit.plots.export import ratio_bars, threads_text
-from labkit.plots.style import BLUE, GREEN, GREY, ORANGE, use_style
+from labkit.plots.style import BLUE, GREEN, GREY, ORANGE, subplots
 
 INT16_MAX = 32_767
 
@@ -46,9 +45,8 @@ def side_by_side(
         latencies: Times of single calls, all with the same batch.
         limit: Points of accuracy that a variant may lose; drawn as a line.
     """
-    use_style()
     names, reference = list(rows)[::-1], comparison.baseline
-    figure, axes = plt.subplots(1, 5, figsize=(13, 1.4 + 0.42 * len(names)), sharey=True)
+    figure, axes = subplots(1, 5, figsize=(13, 1.4 + 0.42 * len(names)), sharey=True)
     colours = [GREY if name == reference else BLUE for name in names]
     best = rows[reference].accuracy
     panels = (
@@ -91,10 +89,9 @@ def channel_ranges(weights: NDArray[np.float32]) -> Figure:
     Args:
         weights: (channels, …) float32, of one convolution with its batch norm folded in.
     """
-    use_style()
     reach = np.sort(np.abs(weights.reshape(len(weights), -1)).max(axis=1))[::-1]
     share = 100 * reach / reach.max()
-    figure, axis = plt.subplots(figsize=(8, 3))
+    figure, axis = subplots(figsize=(8, 3))
     axis.bar(np.arange(len(share)), share, width=1.0, color=BLUE)
     axis.axhline(100, color=ORANGE, linestyle="--")
     last = len(share) - 0.5
@@ -115,8 +112,7 @@ def pair_sums(sums: Mapping[str, NDArray[np.int32]]) -> Figure:
     Args:
         sums: What the weights were → the sums, before anything is cut off.
     """
-    use_style()
-    figure, axis = plt.subplots(figsize=(8, 3.2))
+    figure, axis = subplots(figsize=(8, 3.2))
     widest = max(INT16_MAX, *(int(np.abs(values).max()) for values in sums.values()))
     edges = np.linspace(-1.1 * widest, 1.1 * widest, 121)
     for (name, values), colour in zip(sums.items(), (BLUE, GREEN), strict=False):
@@ -143,8 +139,7 @@ def calibration_curve(errors: Mapping[int, Sequence[float]]) -> Figure:
     Args:
         errors: Calibration images → logit errors, one for each set of that many images.
     """
-    use_style()
-    figure, axis = plt.subplots(figsize=(8, 3))
+    figure, axis = subplots(figsize=(8, 3))
     for count, values in errors.items():
         axis.plot([count] * len(values), [100 * value for value in values], "o", color=BLUE)
     means = [100 * float(np.mean(values)) for values in errors.values()]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from labkit.plots.style import BLUE, GREEN, GREY, PURPLE, use_style
+from labkit.plots.style import BLUE, GREEN, GREY, PURPLE, subplots
 
 # Without orange, which means INT8 in the figures of serving.
 BACKEND_COLOURS = {"pytorch": GREEN, "onnxruntime": BLUE, "openvino": PURPLE, "tensorrt": "black"}
@@ -41,8 +41,7 @@ class VariantPoint:
 
 def variant_comparison(points: Sequence[VariantPoint]) -> Figure:
     """Show throughput, latency, accuracy and size of every variant, a row per variant."""
-    use_style()
-    figure, axes = plt.subplots(1, 4, figsize=(11, 0.42 * len(points) + 1.5), sharey=True)
+    figure, axes = subplots(1, 4, figsize=(11, 0.42 * len(points) + 1.5), sharey=True)
     names = [point.name.removeprefix("cifar10_") for point in points]
     colours = [BACKEND_COLOURS.get(point.backend, GREY) for point in points]
     throughput = [point.throughput_images_s for point in points]

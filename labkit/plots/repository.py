@@ -2,12 +2,11 @@
 
 from itertools import pairwise
 
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from labkit.plots.style import BLUE, GREEN, GREY, ORANGE, PURPLE, use_style
+from labkit.plots.style import BLUE, GREEN, GREY, ORANGE, PURPLE, subplots
 
 _BOXES = (  # x, title, what happens there, the fields that decide it
     (0.0, "HTTP / gRPC", "request arrives", "name\ninput  dims  data_type", GREY),
@@ -21,8 +20,7 @@ _WIDTH, _HEIGHT = 2.0, 1.0
 
 def request_path() -> Figure:
     """Show a request's path through the server, and the fields that matter at each step."""
-    use_style()
-    figure, axis = plt.subplots(figsize=(10, 1.9))
+    figure, axis = subplots(figsize=(10, 1.9))
     axis.set(xlim=(-0.2, 12.7), ylim=(-0.85, 1.15))
     axis.axis("off")
     for x, title, text, fields, colour in _BOXES:

@@ -3,17 +3,27 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from labkit.bench import Repeated, ServerSplit
 from labkit.client import Prediction
 from labkit.compare import Spread
-from labkit.plots.style import BLUE, GREEN, GREY, ORANGE, PALETTE, PURPLE, SKY, YELLOW, use_style
+from labkit.plots.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PALETTE,
+    PURPLE,
+    SKY,
+    YELLOW,
+    subplots,
+    whiskers,
+)
 
 KIB = 1024
 WIDE = 20  # times: beyond, sizes are drawn on a logarithmic axis
@@ -29,10 +39,9 @@ def answers(
         truth: N labels.
         predictions: N answers of the classification extension, best first.
     """
-    use_style()
     columns = min(len(pixels), 6)
     rows = -(-len(pixels) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(1.6 * columns, 1.95 * rows), squeeze=False)
+    figure, axes = subplots(rows, columns, figsize=(1.6 * columns, 1.95 * rows), squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
     for axis, image, label, prediction in zip(axes.flat, pixels, truth, predictions, strict=False):
@@ -56,9 +65,8 @@ def request_costs(
             the 5th to the 95th percentile.
         title: What was timed.
     """
-    use_style()
     ways = list(sizes)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 1.3 + 0.5 * len(ways)), sharey=True)
+    figure, (left, right) = subplots(1, 2, figsize=(10, 1.3 + 0.5 * len(ways)), sharey=True)
     kib = [size / KIB for size in sizes.values()]
     bars = left.barh(ways, kib, color=BLUE, height=0.55)
     left.bar_label(bars, [f"{value:,.1f}" for value in kib], padding=4)
@@ -88,10 +96,9 @@ def variants(rows: Mapping[str, Mapping[str, Any]]) -> Figure:
     Args:
         rows: Variant → its entry in `query.json`.
     """
-    use_style()
     measured = {name: row for name, row in rows.items() if row.get("accuracy") is not None}
     names = [name.removeprefix("cifar10_") for name in measured]
-    figure, axes = plt.subplots(1, 2, figsize=(10, 0.9 + 0.42 * len(names)), sharey=True)
+    figure, axes = subplots(1, 2, figsize=(10, 0.9 + 0.42 * len(names)), sharey=True)
     accuracy = [100 * row["accuracy"] for row in measured.values()]
     error = [
         196 * np.sqrt(row["accuracy"] * (1 - row["accuracy"]) / row["n"])
@@ -108,27 +115,34 @@ def variants(rows: Mapping[str, Mapping[str, Any]]) -> Figure:
             fontsize=8,
         )
     axes[0].set(title="Accuracy through the server", xlabel="% of the test images, 95 % interval")
-    spread = [row["throughput_images_s"] for row in measured.values()]
-    median = np.array([s["median"] for s in spread])
-    whiskers = [median - [s["low"] for s in spread], [s["high"] for s in spread] - median]
+    rates = [row["throughput_images_s"] for row in measured.values()]
+    spreads = [Spread(rate["median"], rate["low"], rate["high"], rate["n"]) for rate in rates]
     colours = [ORANGE if "int8" in name else SKY for name in names]
-    axes[1].barh(names, median, xerr=whiskers, color=colours, capsize=3, error_kw={"ecolor": GREY})
-    for name, value, high in zip(names, median, [s["high"] for s in spread], strict=True):
-        axes[1].annotate(
-            f"{value:,.0f}",
-            (max(value, high), name),
-            (6, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=9,
-        )
+    _bars_with_range(axes[1], names, spreads, colours)
     axes[1].set(title="Throughput: INT8 in orange")
-    axes[1].set_xlabel(f"images/s at batch {spread[0]['batch']}, median and range")
+    axes[1].set_xlabel(f"images/s at batch {rates[0]['batch']}, median and range")
     axes[1].xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes[1].margins(x=0.15)
-    axes[0].invert_yaxis()
     axes[0].margins(y=0.12)
     return figure
+
+
+def _bars_with_range(
+    axis: Axes,
+    names: Sequence[str],
+    spreads: Sequence[Spread],
+    colours: str | Sequence[str],
+    label: str = "{:,.0f}",
+) -> None:
+    """Draw medians as bars from above, with whiskers from the smallest to the largest value."""
+    medians = [spread.median for spread in spreads]
+    ends = whiskers(spreads)
+    axis.barh(names, medians, xerr=ends, color=colours, capsize=3, error_kw={"ecolor": GREY})
+    for name, spread in zip(names, spreads, strict=True):
+        text, place = label.format(spread.median), (spread.high, name)
+        axis.annotate(text, place, (6, 0), textcoords="offset points", va="center")
+    axis.invert_yaxis()
+    axis.grid(axis="y", visible=False)
 
 
 def load_curves(curves: Mapping[str, Sequence[Repeated]]) -> Figure:
@@ -139,8 +153,7 @@ def load_curves(curves: Mapping[str, Sequence[Repeated]]) -> Figure:
     Args:
         curves: Setting → measurements with a growing number of clients.
     """
-    use_style()
-    figure, axis = plt.subplots(figsize=(8.5, 4.6))
+    figure, axis = subplots(figsize=(8.5, 4.6))
     ends: list[tuple[str, float, float, str]] = []  # label, x, y, colour
     for (name, points), colour, marker in zip(curves.items(), _colours(), "osD^vP*X", strict=False):
         rate = [p.images_per_s.median for p in points]
@@ -191,28 +204,18 @@ def _label_ends(axis: Axes, ends: Sequence[tuple[str, float, float, str]]) -> No
 
 def throughput_bars(results: Mapping[str, Repeated], title: str) -> Figure:
     """Compare settings: median throughput, with the range over the rounds."""
-    use_style()
-    figure, axis = plt.subplots(figsize=(8.5, 0.9 + 0.36 * len(results)))
-    spread = [r.images_per_s for r in results.values()]
-    median = np.array([s.median for s in spread])
-    whiskers = [median - [s.low for s in spread], [s.high for s in spread] - median]
-    axis.barh(list(results), median, xerr=whiskers, color=SKY, capsize=3, error_kw={"ecolor": GREY})
-    for name, s in zip(results, spread, strict=True):
-        axis.annotate(
-            f"{s.median:,.0f}", (s.high, name), (6, 0), textcoords="offset points", va="center"
-        )
+    figure, axis = subplots(figsize=(8.5, 0.9 + 0.36 * len(results)))
+    spreads = [result.images_per_s for result in results.values()]
+    _bars_with_range(axis, list(results), spreads, SKY)
     axis.set_title(title)
-    axis.set_xlabel(f"throughput (images/s), median and range of n = {spread[0].n}")
-    axis.invert_yaxis()
+    axis.set_xlabel(f"throughput (images/s), median and range of n = {spreads[0].n}")
     axis.margins(x=0.12)
-    axis.grid(axis="y", visible=False)
     return figure
 
 
 def where_time_goes(results: Mapping[str, Repeated]) -> Figure:
     """Stack the mean time of a request: the server's own account, and the rest of the way."""
-    use_style()
-    figure, axis = plt.subplots(figsize=(8.5, 1.3 + 0.42 * len(results)))
+    figure, axis = subplots(figsize=(8.5, 1.3 + 0.42 * len(results)))
     parts = {
         "queue": ([r.server.queue_ms for r in results.values()], ORANGE),
         "compute: in and out": ([_moving_ms(r.server) for r in results.values()], YELLOW),
@@ -258,8 +261,7 @@ def open_against_closed(
         opened: Open-loop measurements; their load is what was due.
         capacity: Greatest throughput seen, in images/s.
     """
-    use_style()
-    figure, axis = plt.subplots(figsize=(8.5, 4))
+    figure, axis = subplots(figsize=(8.5, 4))
     due = [(point.runs[0].rate_per_s or 0) * point.runs[0].batch for point in opened]
     answered = [point.images_per_s.median for point in closed]
     ends: list[tuple[str, float, float, str]] = []
@@ -292,40 +294,25 @@ def arrives(ratios: Mapping[tuple[str, str, str], Spread]) -> Figure:
     Args:
         ratios: (runtime, weights, load) → served images/s over those of the engine in process.
     """
-    use_style()
-    figure, axis = plt.subplots(figsize=(8.5, 1.2 + 0.36 * len(ratios)))
+    figure, axis = subplots(figsize=(8.5, 1.2 + 0.36 * len(ratios)))
     names = [f"{weights}, {load}, {runtime}" for runtime, weights, load in ratios]
-    median = np.array([100 * ratio.median for ratio in ratios.values()])
-    whiskers = [
-        median - [100 * ratio.low for ratio in ratios.values()],
-        [100 * ratio.high for ratio in ratios.values()] - median,
-    ]
     colours = [ORANGE if weights == "INT8" else SKY for _, weights, _ in ratios]
-    axis.barh(names, median, xerr=whiskers, color=colours, capsize=3, error_kw={"ecolor": GREY})
-    for name, value, ratio in zip(names, median, ratios.values(), strict=True):
-        axis.annotate(
-            f"{value:.0f} %",
-            (100 * ratio.high, name),
-            (6, 0),
-            textcoords="offset points",
-            va="center",
-        )
-    axis.axvline(100, color=GREY, linestyle=":")
-    n = next(iter(ratios.values())).n
+    spreads = list(ratios.values())
+    _bars_with_range(axis, names, spreads, colours, "{:.0%}")
+    axis.axvline(1, color=GREY, linestyle=":")
+    axis.xaxis.set_major_formatter(PercentFormatter(1))
     axis.set(
         title="How much of the engine's throughput arrives (orange: INT8)",
-        xlabel=f"% of ONNX Runtime in process, batch 32, one thread; median and range of n = {n}",
+        xlabel="of ONNX Runtime in process, batch 32, one thread; median and range of n = "
+        f"{spreads[0].n}",
     )
-    axis.invert_yaxis()
     axis.margins(x=0.1)
-    axis.grid(axis="y", visible=False)
     return figure
 
 
 def batch_sizes(histograms: Mapping[str, Mapping[int, int]]) -> Figure:
     """Show which share of the images was computed in batches of which size, per setting."""
-    use_style()
-    figure, axes = plt.subplots(
+    figure, axes = subplots(
         1, len(histograms), figsize=(2.9 * len(histograms), 2.7), sharey=True, squeeze=False
     )
     largest = max(max(h) for h in histograms.values())

@@ -1,8 +1,12 @@
 """One look for every figure: colours that stay apart for colour-blind readers, quiet axes."""
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from labkit.compare import Spread
 
 # Okabe & Ito's palette (https://jfly.uni-koeln.de/color/), dark enough for white paper.
 BLUE: Final = "#0072B2"
@@ -31,7 +35,21 @@ _SETTINGS: Any = {  # keys are checked by matplotlib when they are set
 }
 
 
+def subplots(*args: Any, **kwargs: Any) -> tuple[Figure, Any]:
+    """Return a figure and its axes, as `plt.subplots` does, in the lab's style."""
+    use_style()
+    return plt.subplots(*args, **kwargs)
+
+
+def whiskers(spreads: Sequence[Spread]) -> list[list[float]]:
+    """Return how far the smallest and the largest values are from the medians, for `xerr`."""
+    return [
+        [spread.median - spread.low for spread in spreads],
+        [spread.high - spread.median for spread in spreads],
+    ]
+
+
 def use_style() -> None:
-    """Set matplotlib's defaults for the lab; every plotting function of the lab calls it."""
+    """Set matplotlib's defaults for the lab; a figure that is not made by `subplots` needs it."""
     plt.rcParams.update(_SETTINGS)
     plt.rcParams["axes.prop_cycle"] = plt.cycler(color=PALETTE)

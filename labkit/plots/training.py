@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from labkit.data import CLASSES, Images
-from labkit.plots.style import BLUE, GREEN, GREY, ORANGE, use_style
+from labkit.plots.style import BLUE, GREEN, GREY, ORANGE, subplots
 from labkit.train import EpochRecord
 
 
@@ -20,8 +19,7 @@ def first_filters(weights: NDArray[np.float32]) -> Figure:
         weights: float32 `(filters, 3, height, width)`, sorted. Each filter is scaled on its own, so
             that grey stands for a weight of zero.
     """
-    use_style()
-    figure, axes = plt.subplots(1, len(weights), figsize=(8, 1.3), squeeze=False)
+    figure, axes = subplots(1, len(weights), figsize=(8, 1.3), squeeze=False)
     for number, (axis, weight) in enumerate(zip(axes.flat, weights, strict=True), start=1):
         axis.imshow(0.5 + 0.5 * (weight / np.abs(weight).max()).transpose(1, 2, 0))
         axis.set(xticks=[], yticks=[], xlabel=str(number))
@@ -36,8 +34,7 @@ def augmented(pictures: Sequence[NDArray[np.float32]], titles: Sequence[str]) ->
         pictures: float32 `(3, size, size)` in [0, 1].
         titles: One for each picture.
     """
-    use_style()
-    figure, axes = plt.subplots(1, len(pictures), figsize=(9, 2.0), squeeze=False)
+    figure, axes = subplots(1, len(pictures), figsize=(9, 2.0), squeeze=False)
     for axis, picture, title in zip(axes.flat, pictures, titles, strict=True):
         axis.imshow(picture.transpose(1, 2, 0))
         axis.set_title(title, loc="center", fontsize=9)
@@ -54,8 +51,7 @@ def schedule(factors: Sequence[float], steps_per_epoch: int) -> Figure:
         factors: One per step, as a share of the peak.
         steps_per_epoch: Sets the horizontal axis.
     """
-    use_style()
-    figure, axis = plt.subplots(figsize=(7.5, 2.3))
+    figure, axis = subplots(figsize=(7.5, 2.3))
     axis.plot(np.arange(len(factors)) / steps_per_epoch, factors, color=BLUE)
     axis.set(xlabel="epochs done", ylabel="share of the peak", ylim=(0, 1.05))
     axis.set_title("The learning rate rises to its peak, then falls to zero")
@@ -69,9 +65,8 @@ def training_curves(history: Sequence[EpochRecord]) -> Figure:
     Args:
         history: One record per epoch.
     """
-    use_style()
     epochs = [record.epoch for record in history]
-    figure, axes = plt.subplots(2, 2, figsize=(9, 4.6), height_ratios=(2, 1), sharex=True)
+    figure, axes = subplots(2, 2, figsize=(9, 4.6), height_ratios=(2, 1), sharex=True)
     (loss, accuracy), (rate, size) = axes
     loss.plot(epochs, [record.loss for record in history], "o-", color=BLUE)
     loss.set(title="Training loss, labels smoothed", ylabel="cross-entropy (nats)")
@@ -100,9 +95,8 @@ def confusion_matrix(matrix: NDArray[np.int64]) -> Figure:
     Args:
         matrix: int64 `(10, 10)`, images of the row's class that were given the column's class.
     """
-    use_style()
     shares = 100 * matrix / np.maximum(1, matrix.sum(axis=1, keepdims=True))
-    figure, axis = plt.subplots(figsize=(7.5, 6.2))
+    figure, axis = subplots(figsize=(7.5, 6.2))
     mistakes = shares * (1 - np.eye(len(shares)))  # colour the mistakes: they are the news
     shown = axis.imshow(mistakes, cmap="Oranges", vmin=0, vmax=max(1.0, mistakes.max()))
     for row, column in np.ndindex(*shares.shape):
@@ -131,9 +125,8 @@ def class_accuracy(recalls: NDArray[np.float64]) -> Figure:
     Args:
         recalls: float64 `(10,)`, in [0, 1].
     """
-    use_style()
     order = np.argsort(recalls)
-    figure, axis = plt.subplots(figsize=(7.5, 3.2))
+    figure, axis = subplots(figsize=(7.5, 3.2))
     bars = axis.barh([CLASSES[label] for label in order], 100 * recalls[order], color=BLUE)
     axis.bar_label(bars, fmt="%.1f", padding=-30, color="white", weight="bold")
     axis.axvline(100 * recalls.mean(), color=GREY, linestyle=":")
@@ -152,14 +145,13 @@ def worst_mistakes(images: Images, probabilities: NDArray[np.float32], count: in
         probabilities: float32 `(N, 10)`.
         count: How many to show at most.
     """
-    use_style()
     predicted = probabilities.argmax(axis=1)
     confidence = probabilities.max(axis=1)
     wrong = np.flatnonzero(predicted != images.labels)
     worst = wrong[np.argsort(-confidence[wrong])][:count]
     columns = 6
     rows = max(1, -(-len(worst) // columns))
-    figure, axes = plt.subplots(rows, columns, figsize=(9, 2.05 * rows), squeeze=False)
+    figure, axes = subplots(rows, columns, figsize=(9, 2.05 * rows), squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
     for axis, index in zip(axes.flat, worst, strict=False):

@@ -1,11 +1,9 @@
 """Start, watch and stop one Triton Inference Server."""
 
-import contextlib
 import http.client
 import logging
 import os
 import signal
-import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
@@ -20,7 +18,7 @@ from labkit.server.errors import ModelLoadError, ServerError, TritonNotFound
 from labkit.server.fetch import unsupported
 from labkit.server.find import require_triton
 from labkit.server.job import Job, container_job, local_job
-from labkit.server.launch import keep_log, start_supervised
+from labkit.server.launch import Supervised, keep_log
 from labkit.server.native.built import built_backends
 from labkit.server.ports import LOOPBACK, choose_ports, port_in_use
 from labkit.server.refused import refused_here
@@ -76,9 +74,7 @@ class TritonServer:
     allow_python_models: bool = False
     exit_timeout_s: int = 3
     start_timeout_s: float = 120.0
-    pid: int | None = field(default=None, init=False)
-    _supervisor: "subprocess.Popen[str] | None" = field(default=None, init=False, repr=False)
-    _owner_pid: int | None = field(default=None, init=False, repr=False)
+    _supervised: Supervised | None = field(default=None, init=False, repr=False)
     _run_folder: Path | None = field(default=None, init=False, repr=False)
     _ports: dict[str, int] = field(default_factory=dict, init=False, repr=False)
     _log_is_ours: bool = field(default=False, init=False, repr=False)
@@ -107,7 +103,12 @@ class TritonServer:
     @property
     def running(self) -> bool:
         """Whether the server's processes are alive."""
-        return self._supervisor is not None and self._supervisor.poll() is None
+        return self._supervised is not None and self._supervised.running
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the server; None before the start and after the stop."""
+        return self._supervised.pid if self._supervised else None
 
     def __enter__(self) -> Self:
         return self.start()
@@ -136,13 +137,13 @@ class TritonServer:
                 self._launch(folders)
                 self._wait_until_ready([folder.name for folder in folders])
             except _LostPort:
-                self._end()
+                self.stop()
                 if any(wanted.values()) or attempt == ATTEMPTS:
                     raise port_in_use(self._ports) from None
             except BaseException:
                 if self._run_folder is not None:
                     keep_log(self._run_folder)  # the message names it
-                self._end()
+                self.stop()
                 raise
             else:
                 break
@@ -151,25 +152,9 @@ class TritonServer:
 
     def stop(self) -> None:
         """Stop the server, and wait until no process and no file of it is left."""
-        self._end()
-
-    def _end(self) -> None:
-        """End the server's processes."""
-        process, self._supervisor = self._supervisor, None
-        forked = os.getpid() != self._owner_pid  # a child's copy of this object
-        if process is None or forked:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            process.terminate()
-        try:
-            process.wait(self.exit_timeout_s + STOP_MARGIN_S)
-        except subprocess.TimeoutExpired:
-            logger.warning("Triton did not stop in time; killing it")
-            process.kill()  # the server dies with its supervisor
-            process.wait()
-            if self._run_folder is not None:
-                supervisor.remove_files(self._run_folder)
-        self.pid = None
+        supervised, self._supervised = self._supervised, None
+        if supervised is not None:
+            supervised.end(self.exit_timeout_s + STOP_MARGIN_S)
 
     def wait(self) -> None:
         """Block while the server runs.
@@ -177,11 +162,11 @@ class TritonServer:
         Raises:
             ServerError: The server ended without having been asked to.
         """
-        process = self._supervisor
-        if process is None:
+        supervised = self._supervised
+        if supervised is None:
             return
-        status = process.wait()
-        if self._supervisor is not None:
+        status = supervised.process.wait()
+        if self._supervised is not None:
             raise ServerError(self._describe_end(status))
 
     def _address(self, endpoint: str) -> str:
@@ -232,15 +217,11 @@ class TritonServer:
             supervisor.remove_files(run_folder)
             os.close(lock_fd)
             raise
-        self._owner_pid = os.getpid()
-        self._supervisor, self.pid = start_supervised(
-            self,
-            job.command,
-            job.environment,
+        self._supervised = Supervised(
+            job,
             (run_folder, lock_fd),
             self.log_path,
             self.exit_timeout_s + STOP_MARGIN_S / 2,
-            job.remove_command,
             self._log_is_ours,
         )
         if self.pid is None:
@@ -278,10 +259,10 @@ class TritonServer:
         return [*flags, *self.extra_args]
 
     def _wait_until_ready(self, models: list[str]) -> None:
-        assert self._supervisor is not None
+        assert self._supervised is not None
         deadline = time.monotonic() + self.start_timeout_s
         while True:
-            status = self._supervisor.poll()
+            status = self._supervised.process.poll()
             if status is not None:
                 raise self._failed_start(status)
             if self._answers("/v2/health/ready"):

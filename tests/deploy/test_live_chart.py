@@ -16,23 +16,31 @@ from nbclient import NotebookClient
 
 from labkit.bench import LoadOptions, closed_loop
 from labkit.client import ClientError, Sample
+from labkit.client.counters import Counters
 from labkit.plots import live
-from labkit.plots.live import LiveChart, LiveChartError
-from labkit.plots.readings import Point, between, counters
+from labkit.plots.live import LiveChart, LiveChartError, Point, between
 from labkit.server import TritonServer, find_triton
 
 needs_triton = pytest.mark.skipif(
     find_triton() is None, reason="the Triton wheel does not run here"
 )
-BEFORE = {
-    "request_success": 100.0,
-    "queue_duration_us": 5_000.0,
-    "compute_input_duration_us": 0.0,
-    "compute_infer_duration_us": 1_000.0,
-    "compute_output_duration_us": 0.0,
-    "count": 400.0,
-    "exec_count": 50.0,
-}
+
+
+def counted(sums: dict[str, float]) -> Counters:
+    return Counters({(name, "1"): value for name, value in sums.items()})
+
+
+BEFORE = counted(
+    {
+        "request_success": 100.0,
+        "queue_duration_us": 5_000.0,
+        "compute_input_duration_us": 0.0,
+        "compute_infer_duration_us": 1_000.0,
+        "compute_output_duration_us": 0.0,
+        "count": 400.0,
+        "exec_count": 50.0,
+    }
+)
 
 
 def live_threads() -> list[threading.Thread]:
@@ -46,19 +54,22 @@ def test_counters_are_summed_over_versions() -> None:
         Sample("nv_inference_count", {"model": "other", "version": "1"}, 5),
         Sample("nv_cpu_utilization", {}, 1),
     ]
-    assert counters(page) == {"m": {"count": 7}, "other": {"count": 5}}
+    found = Counters.by_model(page)
+    assert {model: counters.images for model, counters in found.items()} == {"m": 7, "other": 5}
 
 
 def test_a_point_is_what_happened_between_two_readings() -> None:
-    after = {
-        "request_success": 120.0,
-        "queue_duration_us": 45_000.0,
-        "compute_input_duration_us": 2_000.0,
-        "compute_infer_duration_us": 15_000.0,
-        "compute_output_duration_us": 4_000.0,
-        "count": 480.0,
-        "exec_count": 60.0,
-    }
+    after = counted(
+        {
+            "request_success": 120.0,
+            "queue_duration_us": 45_000.0,
+            "compute_input_duration_us": 2_000.0,
+            "compute_infer_duration_us": 15_000.0,
+            "compute_output_duration_us": 4_000.0,
+            "count": 480.0,
+            "exec_count": 60.0,
+        }
+    )
     # 20 requests and 80 images in 10 executions within half a second
     assert between(BEFORE, after, 0.5, 7.0) == Point(7.0, 40.0, 2.0, 1.0, 8.0)
 
@@ -70,7 +81,7 @@ def test_without_requests_there_is_a_rate_and_no_mean() -> None:
 
 
 def test_a_server_that_starts_again_counts_from_zero_and_gives_no_negative_rate() -> None:
-    assert between(BEFORE, {"request_success": 3.0}, 0.5, 1.0).requests_per_s == 0
+    assert between(BEFORE, counted({"request_success": 3.0}), 0.5, 1.0).requests_per_s == 0
 
 
 def test_wrong_settings_are_refused() -> None:

@@ -156,11 +156,11 @@ def test_the_next_start_clears_up_after_a_killed_supervisor(
     repository: Path, tmp_path: Path, eventually: Eventually
 ) -> None:
     server = TritonServer(repository, models=["one"], log_path=tmp_path / "triton.log").start()
-    run_folder, process = server._run_folder, server._supervisor
-    assert run_folder is not None and process is not None and server.pid is not None
+    run_folder, supervised = server._run_folder, server._supervised
+    assert run_folder is not None and supervised is not None and server.pid is not None
     family = [psutil.Process(server.pid), *psutil.Process(server.pid).children()]
-    process.kill()
-    process.wait()
+    supervised.process.kill()
+    supervised.process.wait()
     eventually(lambda: not any(_alive(one.pid) for one in family), lambda: family)
     assert run_folder.exists()
 

@@ -27,7 +27,7 @@ def points(clients: tuple[int, ...], rate: float) -> list[Any]:
 
 
 def variants() -> dict[str, dict[str, Any]]:
-    spread = {"low": 90.0, "median": 100.0, "high": 120.0, "batch": 32}
+    spread = {"low": 90.0, "median": 100.0, "high": 120.0, "n": 3, "batch": 32}
     row = {"accuracy": 0.9, "n": 100, "throughput_images_s": spread}
     return {"cifar10_onnx": row, "cifar10_onnx_int8": row}
 

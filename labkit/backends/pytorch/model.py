@@ -6,8 +6,4 @@ from labkit.backends.standin import StandIn
 class TritonPythonModel(StandIn):
     """A TorchScript model in PyTorch."""
 
-    def load(self, settings):
-        """Load `model.pt`."""
-        from labkit.backends.pytorch.engine import load
-
-        return load(settings)
+    engine_module = "labkit.backends.pytorch.engine"

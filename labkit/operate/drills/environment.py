@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from labkit.bench.target import Target
+from labkit.client.counters import Counters
 from labkit.errors import LabError
-from labkit.operate.counters import Counters
 from labkit.operate.gateway import Gateway
 from labkit.operate.load import aimed_at
 from labkit.operate.replicas import Replica, Replicas

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from labkit.bench import Percentiles
-from labkit.operate.counters import Counters
+from labkit.client.counters import Counters
 from labkit.operate.drills.drill import Drill
 from labkit.operate.drills.environment import DrillEnvironment, Queue
 from labkit.operate.drills.outcome import Moment, Number, Outcome

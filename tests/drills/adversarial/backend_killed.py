@@ -3,7 +3,7 @@
 import http.client
 
 from adversarial.memory import stubs
-from labkit.operate.counters import Counters
+from labkit.client.counters import Counters
 from labkit.operate.drills.drill import Drill
 from labkit.operate.drills.environment import DrillEnvironment
 from labkit.operate.drills.outcome import Moment, Number, Outcome

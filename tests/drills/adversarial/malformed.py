@@ -11,7 +11,7 @@ from adversarial.malformed_http import Case, http_cases
 from adversarial.memory import rss_mib
 from adversarial.raw_http import exchange
 from labkit.client import GRPC_CHANNEL_ARGS, LabClient, ModelCard
-from labkit.operate.counters import Counters
+from labkit.client.counters import Counters
 from labkit.operate.drills.drill import Drill
 from labkit.operate.drills.environment import DrillEnvironment
 from labkit.operate.drills.outcome import Number, Outcome

@@ -1,6 +1,6 @@
 """A replica that was killed comes back, and the gateway sends to it again."""
 
-from labkit.operate.counters import Counters
+from labkit.client.counters import Counters
 from labkit.operate.drills.drill import Drill
 from labkit.operate.drills.environment import DrillEnvironment
 from labkit.operate.drills.outcome import Moment, Number, Outcome
