@@ -15,7 +15,6 @@ import pytest
 import torch
 
 from labkit.chain import STAGES
-from labkit.grading import inside
 from labkit.grading.exercises import (
     EXERCISES,
     ask_exercises,
@@ -29,13 +28,13 @@ from labkit.grading.inside import measure_files
 from labkit.grading.inside.call_function import UnfitAnswer, plain, read
 from labkit.grading.limits import Limits
 from labkit.grading.results import Measurement
-from labkit.grading.sandbox import NONE, Isolation, Program
-from labkit.grading.workdir import open_workdir
+from labkit.grading.run_notebook import KernelSandbox
+from labkit.grading.sandbox import NONE, Isolation
+from labkit.grading.session import STAND_IN
 from labkit.server import find_triton
 from labkit.workspace import project_root
 
 SEED = 11
-RUNNER = Path(inside.__file__).with_name("run_cells.py")
 OPEN = Isolation(NONE)
 NOTEBOOKS = {stage: project_root() / "notebooks" / f"{stage}.ipynb" for stage in STAGES}
 SERVER_STAGE = "06_serve"
@@ -103,19 +102,19 @@ def run(
     """Run cells as grading does, without a sandbox; call their exercises and judge the answers."""
     answers: dict[str, Any] = {}
     for stage, sources in stages.items():
-        with open_workdir(folder / stage, OPEN) as workdir:
-            sandbox = workdir.sandbox("smoke")
-            limits = Limits(wall_s=300, cpu_s=300)
-            with Program(RUNNER, OPEN, sandbox, limits, workdir.writable, workdir.log) as program:
-                program.hear(60)
-                program.tell(do="cells", sources=sources, folder=sandbox.folder, output_bytes=10**7)
-                for number in range(len(sources)):
-                    program.tell(do="cell", cell=number, limit_s=cell_s, limit_cpu_s=30)
-                    program.hear()
-                asked = [replace(e, limit_s=limit_s or e.limit_s) for e in CATALOGUE]
-                with pytest.MonkeyPatch.context() as patch:
-                    patch.setattr(answers_module, "CATALOGUE", asked)
-                    answers |= ask_exercises(program, stage, SEED, EXERCISES, limits, look_into)
+        limits = Limits(wall_s=300, cpu_s=300)
+        home = folder / "no-home"
+        with KernelSandbox(OPEN, "smoke", folder / stage, home, STAND_IN, limits) as kernel:
+            kernel.wait()
+            program = kernel.program
+            program.tell(do="cells", sources=sources, output_bytes=10**7)
+            for number in range(len(sources)):
+                program.tell(do="cell", cell=number, limit_s=cell_s, limit_cpu_s=30)
+                program.hear()
+            asked = [replace(e, limit_s=limit_s or e.limit_s) for e in CATALOGUE]
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(answers_module, "CATALOGUE", asked)
+                answers |= ask_exercises(program, stage, SEED, EXERCISES, limits, look_into)
     return measure_exercises(SEED, json.loads(json.dumps(answers)))
 
 

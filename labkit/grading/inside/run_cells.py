@@ -370,6 +370,8 @@ def main() -> None:
             elif server is not None:
                 found = server.addresses()
                 say({**found, "sizes": server.sizes() if "addresses" in found else {}})
+            else:
+                raise ValueError(f"got {request['do']} before there is what it is about")
         except Exception as error:  # of a kernel that says what no kernel says
             say(
                 {"failure": f"{type(error).__name__}: {error}"[:300], "stop": True, "ended": "lost"}
