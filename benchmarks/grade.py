@@ -29,8 +29,9 @@ from pathlib import Path
 from labkit.chain import PAPERMILL_ENVIRONMENT, STAGES, papermill_command
 from labkit.environment import cpu_name
 from labkit.grading.results import GRADED
-from labkit.grading.session import Session
+from labkit.grading.session import NATIVE, STAND_IN, Session
 from labkit.profiles import available_cores
+from labkit.server.native.built import built_backends
 from labkit.workspace import Workspace, project_root
 
 TARGET_PER_H = {"smoke": 40}  # submissions an hour with one worker, on two cores
@@ -100,7 +101,12 @@ def main() -> int:
     parser.add_argument("--submissions", type=int, default=2, help="in the class")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="to measure with")
-    parser.add_argument("--runtime", default="stand-in", choices=("stand-in", "native"))
+    parser.add_argument(
+        "--runtime",
+        default=NATIVE if built_backends() else STAND_IN,
+        choices=(NATIVE, STAND_IN),
+        help="what serves, in the bare notebooks too; as in grading, native where it is built",
+    )
     parser.add_argument("--no-dask", action="store_true", help="without Dask")
     parser.add_argument("--out", type=Path, help="also write the table to this file")
     args = parser.parse_args()

@@ -249,12 +249,11 @@ class Kernels:
 
     def take(self, stage: str, ahead: bool = False) -> KernelSandbox:
         """Return the sandbox for a notebook; with `ahead`, start that of the one after it."""
-        kernel = self._waiting.pop(stage, None) or self._start(stage)
         # Without bubblewrap whatever has been started beside a notebook ends with it.
         ahead &= self._session.confinement.kind == BUBBLEWRAP
-        if ahead and (after := self._stages[self._stages.index(stage) + 1 :][:1]):
-            self._waiting[after[0]] = self._start(after[0])
-        return kernel
+        for after in self._stages[self._stages.index(stage) + 1 :][:1] if ahead else []:
+            self._waiting[after] = self._start(after)
+        return self._waiting.pop(stage, None) or self._start(stage)
 
     def _start(self, stage: str) -> KernelSandbox:
         session = self._session
