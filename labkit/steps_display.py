@@ -53,13 +53,13 @@ class StepsDisplay:
         title = f"[{self._done + 1}/{self._total}] {step}"
         self._live.update(self._task, description=title, line=escape(line))
         seconds = time.monotonic() - self._begin_s
-        if not self._console.is_terminal and seconds >= self._next_beat_s:
+        if line and not self._console.is_terminal and seconds >= self._next_beat_s:
             self._next_beat_s += self._heartbeat_s
             self._console.print(f"{title} {seconds:4.0f} s  {escape(line)}")
 
     def end(self, step: str, status: str, seconds: float, summary: str = "") -> None:
         """Show what became of a step."""
-        self._done += 1
+        self._step, self._done = "", self._done + 1
         self._console.print(
             f"[{self._done}/{self._total}] {step:{self._width}} "
             f"[{COLOURS[status]}]{status}[/] {seconds:7.1f} s  {escape(summary)}".rstrip()

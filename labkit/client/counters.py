@@ -105,7 +105,7 @@ class Counters:
         """Say in one line what was counted."""
         failed = ", ".join(f"{n:,.0f} {reason}" for reason, n in self.failures.items() if n)
         text = f"{self.success:,.0f} requests answered, {failed or '0'} failed"
-        if not self.success:
+        if not self._sum("exec_count"):
             return text
         mean = f"{self.mean_batch:.1f} images per execution, {self.queue_ms:.1f} ms mean wait"
         return f"{text}, {mean}"

@@ -27,7 +27,7 @@ from labkit.grading.grade import HOME, WORK, Submission, reference_notebooks, sc
 from labkit.grading.limits import enter_grader
 from labkit.grading.measure.images import GradingImages
 from labkit.grading.results import FAILED, REJECTED, Result, ResultError, read_result, write_result
-from labkit.grading.session import Session, locked, own_cores
+from labkit.grading.session import Session, locked, own_cores, require_runtime
 from labkit.grading.submission import Source, find_submissions, safe_name, take_in_time
 from labkit.grading.workdir import make_home, readable, remove
 from labkit.workspace import CorruptFile, read_json, write_json
@@ -54,6 +54,7 @@ def grade_one(session: Session, source: Source) -> Result:
         write_json(progress, {"student": source.student, "step": step, "since": begin})
 
     try:
+        require_runtime(session.runtime)  # a worker on another machine may lack it
         images = GradingImages.choose(session.profile, session.seed)
         submission = Submission(session, images, source, show)
         try:

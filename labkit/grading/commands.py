@@ -76,7 +76,7 @@ def grade(
     from labkit.grading.roster import read_roster
     from labkit.grading.rubric import load_rubric
     from labkit.grading.sandbox import BUBBLEWRAP, NONE, find_isolation, require_readable
-    from labkit.grading.session import Session, require_runtime, runtime_for, seed_for
+    from labkit.grading.session import NATIVE, Session, require_runtime, runtime_for, seed_for
     from labkit.grading.submission import find_submissions, unopened
     from labkit.grading.workdir import SERVER
     from labkit.workspace import cache_dir
@@ -94,13 +94,18 @@ def grade(
         raise UsageError(f"got --out {out}, a folder of {submissions}: name one outside of it")
     if isolation not in (BUBBLEWRAP, NONE):
         raise UsageError(f"got --isolation {isolation}, expected {BUBBLEWRAP} or {NONE}")
-    if runtime is not None:
-        require_runtime(runtime)
+    only_here = scheduler in (None, LOCAL_CLUSTER)
+    serves = runtime or runtime_for(out, only_here)
+    require_runtime(serves)
+    if serves == NATIVE and not (runtime or only_here):
+        raise UsageError(
+            f"the grading in {out} was begun with native backends, which Dask's workers may lack: "
+            "give --runtime native where they are built for each"
+        )
     confinement = find_isolation(isolation)
     run = (reference or reference_folder(profile)).absolute()
     memory_mib = memory_for(min(workers, len(chosen)))
     chosen_seed = seed_for(out) if seed is None else seed
-    serves = runtime or runtime_for(out, only_here=scheduler in (None, LOCAL_CLUSTER))
     wanted = Session(
         out.absolute(), profile, run, chosen_seed, isolation, memory_mib, workers, serves
     )

@@ -5,6 +5,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -29,9 +30,10 @@ from labkit.grading.results import (
 )
 from labkit.grading.rubric import Rubric
 from labkit.grading.run_notebook import Job, KernelSandbox, Ran, imports_of, run_notebook
-from labkit.grading.sandbox import BUBBLEWRAP
+from labkit.grading.sandbox import BUBBLEWRAP, Stopped
 from labkit.grading.session import Session, Turns
 from labkit.grading.submission import Intake, Source, safe_name, take_in_time
+from labkit.profiles import available_cores
 from labkit.workspace import project_root
 
 AGAIN = frozenset({OOM, GRADER_ERROR})  # verdicts that a busy machine may give
@@ -230,6 +232,8 @@ class Submission:
 class Kernels:
     """Sandboxes with kernels, one for each notebook: the next one starts while one runs.
 
+    It does so where a core is free for that: with several workers each has cores of its own.
+
     Args:
         session: The grading.
         work: Where they are made.
@@ -249,10 +253,13 @@ class Kernels:
 
     def take(self, stage: str, ahead: bool = False) -> KernelSandbox:
         """Return the sandbox for a notebook; with `ahead`, start that of the one after it."""
+        session = self._session
         # Without bubblewrap whatever has been started beside a notebook ends with it.
-        ahead &= self._session.confinement.kind == BUBBLEWRAP
+        ahead &= session.confinement.kind == BUBBLEWRAP
+        ahead &= session.workers == 1 and available_cores() > 1
         for after in self._stages[self._stages.index(stage) + 1 :][:1] if ahead else []:
-            self._waiting[after] = self._start(after)
+            with suppress(OSError, Stopped):  # then it starts when its turn comes
+                self._waiting[after] = self._start(after)
         return self._waiting.pop(stage, None) or self._start(stage)
 
     def _start(self, stage: str) -> KernelSandbox:

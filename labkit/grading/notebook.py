@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from labkit.chain import STAGES
 from labkit.errors import LabError
-from labkit.grading.exercises.catalogue import CATALOGUE
+from labkit.grading.exercises.catalogue import CATALOGUE, EXERCISES
 from labkit.grading.limits import MIB
 from labkit.grading.results import AMBIGUOUS, INVALID, MISSING
 from labkit.grading.student_notebook import NBGRADER_SCHEMA, with_stubs
@@ -221,7 +221,9 @@ def _lines(source: str) -> str:
 
 
 FUNCTIONS = {
-    stage: frozenset(e.function for e in CATALOGUE if e.stage == stage) for stage in STAGES
+    stage: frozenset(e.function for e in CATALOGUE if e.stage == stage)
+    for stage in STAGES
+    if stage in EXERCISES.values()
 }  # that a student writes in a notebook
 DEFINES = re.compile(r"^(?:async +)?def +(\w+)", re.MULTILINE)
 MAX_GUESSED = 100  # notebooks whose names say nothing and that are looked into
@@ -377,7 +379,7 @@ def _choose(stage: str, folder: Path, names: list[str]) -> NotebookFound | Noteb
     if PurePosixPath(names[0]).name == f"{stage}.ipynb":
         return NotebookFound(folder / names[0], notebook)
     note = f"found as {short_name(names[0])}; hand it in as {stage}.ipynb"
-    if not grade_ids(notebook) and FUNCTIONS[stage] <= _defined(notebook):
+    if not grade_ids(notebook) and FUNCTIONS.get(stage, {""}) <= _defined(notebook):
         known = ", ".join(sorted(FUNCTIONS[stage]))
         note += f"; its cells had lost their metadata, and it was known by its functions ({known})"
     return NotebookFound(folder / names[0], notebook, note)

@@ -15,7 +15,13 @@ from labkit.grading.measure.images import GradingImages, ImageFiles
 from labkit.grading.measure.model_sandbox import ModelSandbox
 from labkit.grading.results import GRADED, Measurement, Result, write_result
 from labkit.grading.rubric import load_rubric
-from labkit.grading.session import RUBRIC_COPY, Session, SessionError, locked
+from labkit.grading.session import (
+    RUBRIC_COPY,
+    Session,
+    SessionError,
+    locked,
+    require_runtime,
+)
 from labkit.grading.submission import safe_name
 from labkit.grading.workdir import readable, remove
 
@@ -60,6 +66,7 @@ def regrade(
             # What it was measured by may have been cleared away since.
             again = again and session.evidence(result.student).is_dir()
             if again:
+                require_runtime(session.runtime)
                 images = images or GradingImages.choose(session.profile, session.seed)
                 result = _measured_again(session, result, images)
             result = scored(result, session.rubric)

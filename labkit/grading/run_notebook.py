@@ -33,7 +33,7 @@ from labkit.grading.workdir import Workdir, open_workdir
 from labkit.workspace import write_text
 
 EXECUTED, LOG = "executed.ipynb", "log.txt"
-START_S = 120.0
+START_S = 200.0  # for a kernel and its imports, of which each has 90 s inside
 IMPORTS = (ast.Import, ast.ImportFrom)
 
 # What the kernel says when there was no memory left: Python, numpy, torch, the C library.
@@ -136,18 +136,19 @@ class KernelSandbox:
         limits: Limits,
         imports: Sequence[str] = (),
     ) -> None:
-        self._stack = ExitStack()
-        self.workdir = self._stack.enter_context(open_workdir(parent, isolation))
-        self.workdir.put_home(home)
-        self.workdir.hand_over()
-        sandbox = self.workdir.sandbox(profile, runtime=runtime)
-        source = FOLDER / "run_cells.py"
-        writable, log = self.workdir.writable, self.workdir.log
-        self.program = self._stack.enter_context(
-            Program(source, isolation, sandbox, limits, writable, log)
-        )
-        with suppress(Stopped):  # whoever waits for it will hear
-            self.program.tell(do="start", folder=self.program.folder, imports=imports)
+        with ExitStack() as stack:
+            self.workdir = stack.enter_context(open_workdir(parent, isolation))
+            self.workdir.put_home(home)
+            self.workdir.hand_over()
+            sandbox = self.workdir.sandbox(profile, runtime=runtime)
+            source = FOLDER / "run_cells.py"
+            writable, log = self.workdir.writable, self.workdir.log
+            self.program = stack.enter_context(
+                Program(source, isolation, sandbox, limits, writable, log)
+            )
+            with suppress(Stopped):  # whoever waits for it will hear
+                self.program.tell(do="start", folder=self.program.folder, imports=imports)
+            self._stack = stack.pop_all()
 
     def __enter__(self) -> Self:
         return self
@@ -177,7 +178,10 @@ class KernelSandbox:
 
 
 def imports_of(notebook: NotebookNode) -> list[str]:
-    """Return the imports of a notebook's cells, a statement each."""
+    """Return the imports of a notebook's cells, a statement each.
+
+    What they import is there before the files beside a notebook, and none of these replaces it.
+    """
     found: list[str] = []
     for cell in notebook.cells:
         with suppress(SyntaxError):  # a cell in another language, or with magics

@@ -21,6 +21,7 @@ from labkit.grading.rubric import RUBRIC, Rubric, load_rubric
 from labkit.grading.sandbox import BUBBLEWRAP, Isolation, find_isolation
 from labkit.grading.submission import safe_name
 from labkit.grading.untrusted import short_line
+from labkit.server import choose_runtime
 from labkit.server.native.built import built_backends
 from labkit.workspace import project_root, read_json, write_json
 
@@ -212,7 +213,7 @@ def seed_for(out: Path) -> int:
 
 
 def require_runtime(runtime: str) -> None:
-    """Refuse what cannot serve the models of a grading here.
+    """Refuse what cannot serve the models of a grading here: they would all count as broken.
 
     Raises:
         SessionError: it is neither `native` nor `stand-in`, or not built.
@@ -221,8 +222,8 @@ def require_runtime(runtime: str) -> None:
         raise SessionError(f"got --runtime {runtime}, expected {STAND_IN} or {NATIVE}")
     if runtime == NATIVE and built_backends() is None:
         raise SessionError(
-            "got --runtime native, but no native backends are built for this environment: run "
-            "labkit triton build, or grade with --runtime stand-in"
+            "this grading serves with native backends, and none are built for this environment: "
+            "run labkit triton build, or grade into a new folder with --runtime stand-in"
         )
 
 
@@ -235,7 +236,7 @@ def runtime_for(out: Path, only_here: bool) -> str:
     """
     if (out / SETTINGS).is_file():
         return Session.load(out).runtime
-    return NATIVE if only_here and built_backends() is not None else STAND_IN
+    return NATIVE if only_here and choose_runtime() == NATIVE else STAND_IN
 
 
 class Turns:

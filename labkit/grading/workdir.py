@@ -99,7 +99,8 @@ class Workdir:
             return
         uid = sandbox_uid()
         for path in (self.writable, *self.writable.rglob("*")):
-            os.chown(path, uid, uid, follow_symlinks=False)
+            with suppress(FileNotFoundError):  # of a kernel that has started: it is gone
+                os.chown(path, uid, uid, follow_symlinks=False)
 
     def sandbox(
         self,

@@ -48,6 +48,7 @@ def drills(
     with StepsDisplay(console, len(chosen), 18) as display:
         for drill in chosen:
             say = partial(display.say, drill.name)
+            say("")
             result = perform(drill, DrillEnvironment(model, out / "work", short, say=say))
             results.append(result)
             display.end(result.name, result.status, result.took_s, result.summary)

@@ -20,6 +20,7 @@ from labkit.cli import main
 from labkit.grading import carry_forward as reference_module
 from labkit.grading import classroom as classroom_module
 from labkit.grading import sandbox
+from labkit.grading import session as session_module
 from labkit.grading.classroom import Event, grade_class, source_of
 from labkit.grading.commands import describe
 from labkit.grading.grade import reference_notebooks, scored
@@ -336,6 +337,34 @@ def grades(labkit: Command, submissions: Path, reference: Path, tmp_path: Path) 
     out = tmp_path / "grades"
     labkit("grade", submissions, "--out", out, "--reference", reference)
     return out
+
+
+@pytest.mark.parametrize(
+    ("built", "options", "words"),
+    [
+        (False, ["--resume"], "none are built for this environment: run labkit triton build"),
+        (True, ["--resume", "--scheduler", "tcp://10.0.0.1:1"], "give --runtime native where"),
+    ],
+)
+def test_a_native_grading_goes_on_only_where_native_backends_are(
+    labkit: Command,
+    submissions: Path,
+    grades: Path,
+    reference: Path,
+    ran: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    built: bool,
+    options: list[str],
+    words: str,
+) -> None:
+    """Without them every model would count as broken."""
+    write_json(grades / "grading.json", read_json(grades / "grading.json") | {"runtime": "native"})
+    monkeypatch.setattr(session_module, "built_backends", lambda: grades if built else None)
+    graded = len(ran)
+    command = ("grade", submissions, "--out", grades, "--reference", reference, *options)
+    status, said = labkit(*command)
+    assert (status, len(ran)) == (2, graded)
+    assert words in said
 
 
 def test_regrade_needs_a_grading(labkit: Command, tmp_path: Path) -> None:

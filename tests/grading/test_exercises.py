@@ -763,6 +763,12 @@ def test_malformed_outputs_are_wrong_and_never_an_error(output: Any) -> None:
     assert all(measurement.detail for measurement in found.values())
 
 
+def test_answers_to_other_inputs_keep_what_was_measured() -> None:
+    """A grading that is measured again may be of before a change of the hidden cases."""
+    answers = {"answers": [{"value": 1}], "cases": "those of another version"}
+    assert measure_exercises(SEED, dict.fromkeys(EXERCISES, answers)) == {}
+
+
 def test_an_error_is_shown_short_and_on_one_line() -> None:
     text = "ValueError: " + "a\n\x1b[31m" * 200
     found = measure_exercises(SEED, {"ex-08-paired": {"failure": text}})

@@ -120,6 +120,9 @@ def test_imports_are_those_of_the_cells_that_are_python() -> None:
 # ---- the real kernel
 
 
+SEEN = "import sys; print('colorsys' in sys.modules, {'colorsys', 'time'} & {*globals()})"
+
+
 @pytest.fixture
 def run(tmp_path: Path, isolation: Isolation) -> Callable[..., Ran]:
     def run_cells(
@@ -168,10 +171,15 @@ class TestInTheSandbox:
         self, run: Callable[..., Ran], tmp_path: Path
     ) -> None:
         burn = "import time\nwhile time.process_time() < 8: pass"
-        seen = "import sys; print('colorsys' in sys.modules, {'colorsys', 'time'} & {*globals()})"
-        ran = run(seen, imports=("import no_such_package", "import colorsys", burn))
+        ran = run(SEEN, imports=("import colorsys", burn))
         assert (ran.verdict, shown(tmp_path)[-1]) == (OK, "True set()\n")
         assert ran.outcome.cpu_s < 8
+
+    def test_where_an_import_fails_the_kernel_is_one_without_any(
+        self, run: Callable[..., Ran], tmp_path: Path
+    ) -> None:
+        ran = run(SEEN, imports=("import colorsys", "raise MemoryError"))
+        assert (ran.verdict, shown(tmp_path)[-1]) == (OK, "False set()\n")
 
     def test_a_cell_that_hangs_costs_itself_only(
         self, run: Callable[..., Ran], tmp_path: Path

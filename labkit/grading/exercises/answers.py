@@ -2,6 +2,7 @@
 
 import base64
 import builtins
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -63,8 +64,8 @@ def ask_exercises(
         look_into: Asks a model file that a function has written, in another sandbox.
 
     Returns:
-        Exercise id → `{"answers": […]}`, or `{"failure": …}` where the grader could not ask. With
-        `"starved": True` where a call was late for want of CPU time.
+        Exercise id → `{"answers": […], "cases": which}`, or `{"failure": …}` where the grader could
+        not ask. With `"starved": True` where a call was late for want of CPU time.
     """
     exercises = [e for e in CATALOGUE if e.stage == stage and e.id in set(wanted)]
     found: dict[str, Any] = {}
@@ -82,13 +83,20 @@ def ask_exercises(
             if exercise.asks == "requests" and "addresses" not in served:
                 found[exercise.id] = {"failure": str(served.get("failure", "no server"))}
             else:
-                found[exercise.id] = {"answers": []}
+                cases = exercise.cases(seed)
+                found[exercise.id] = {"answers": [], "cases": _which(cases)}
                 addresses = served.get("addresses", {})
-                for case in exercise.cases(seed):
+                for case in cases:
                     _ask(program, exercise, case, addresses, limits, look_into, found[exercise.id])
     except Stopped:
         pass  # what was answered until then counts
     return found
+
+
+def _which(cases: Iterable[Case]) -> str:
+    """Return a checksum of what is asked: answers are to these inputs, and to no others."""
+    asked = json.dumps([[case.arguments, case.probe] for case in cases])
+    return hashlib.sha256(asked.encode()).hexdigest()
 
 
 def _revive(program: Program, limits: Limits) -> bool:
@@ -239,19 +247,23 @@ def measure_exercises(seed: int, outputs: Mapping[str, Any]) -> dict[str, Measur
 
     Returns:
         One measurement per exercise: the share of right cases in [0, 1], and a sentence for the
-        student about the first wrong one. None where the sandbox had no server to ask.
+        student about the first wrong one. None where the sandbox had no server to ask. An exercise
+        whose hidden cases are others since it was asked is left out: it keeps what was measured.
     """
-    return {e.id: _measure(e, seed, outputs.get(e.id)) for e in CATALOGUE}
+    found = {e.id: _measure(e, seed, outputs.get(e.id)) for e in CATALOGUE}
+    return {name: measured for name, measured in found.items() if measured is not None}
 
 
-def _measure(exercise: Exercise, seed: int, output: Any) -> Measurement:
-    """Measure one exercise."""
+def _measure(exercise: Exercise, seed: int, output: Any) -> Measurement | None:
+    """Measure one exercise; None where it was asked something else."""
     if not isinstance(output, dict):
         return Measurement(0.0, f"nothing came back from calling `{exercise.function}`")
     if failure := output.get("failure"):
         why = short_line(str(failure), MAX_ERROR_CHARACTERS)
         return Measurement(None, f"the grader had no server to ask: {why}")
     cases = exercise.cases(seed)
+    if output.get("cases", _which(cases)) != _which(cases):
+        return None
     came = output.get("answers")
     answers = [a if isinstance(a, dict) else {} for a in came] if isinstance(came, list) else []
     answers = (answers + [{}] * len(cases))[: len(cases)]

@@ -333,11 +333,16 @@ def say(answer: Json) -> None:
 
 
 def start(folder: str, imports: list[str]) -> Kernel:
-    """Return a kernel that has imported what it can of this, into no namespace of a notebook."""
+    """Return a kernel that has imported all of this, into no namespace of a notebook, or nothing.
+
+    A library that was imported by half, for want of memory say, cannot be imported again.
+    """
     kernel = Kernel(folder)
-    tries = (f"try: exec({statement!r}, {{}})\nexcept Exception: pass" for statement in imports)
-    kernel.execute("\n".join(tries), None, START_S)
-    return kernel
+    source = "\n".join(f"exec({statement!r}, {{}})" for statement in imports)
+    if kernel.execute(source, None, START_S) == "ok":
+        return kernel
+    kernel.end()
+    return Kernel(folder)
 
 
 def main() -> None:

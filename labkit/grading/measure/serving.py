@@ -316,7 +316,7 @@ def measure_tuning(case: Case) -> StageMeasurements:
             served = Served({}, {model: str(error)})
         usable &= _check_tuned_answers(case, model, served, checks)
         best = max((rate for points in settings for rate, _ in _readings(points)), default=0.0)
-        _check_rate(best, served.rates.get(model, 0.0), checks)
+        _check_rate(best, served.rates.get(model), checks)
     enough = [_was_measured(points) for points in settings]
     checks.add(
         len(enough) >= MIN_SETTINGS and all(enough),
@@ -367,10 +367,13 @@ def _check_tuned_answers(case: Case, model: str, served: Served, checks: Checks)
     return checks.add(same >= SAME_ANSWERS, f"{model}, tuned, answers {same:.0%} as its file does")
 
 
-def _check_rate(best: float, measured: float, checks: Checks) -> None:
+def _check_rate(best: float, measured: float | None, checks: Checks) -> None:
     """Hold the highest rate of the grid against a load on the server with the tuned setting."""
     checks.add(
-        measured > 0 and measured / RATE_FACTOR <= best <= measured * RATE_FACTOR,
+        measured is not None
+        and measured > 0
+        and measured / RATE_FACTOR <= best <= measured * RATE_FACTOR,
         f"tune.json says up to {best:,.0f} images per second; measured again with the tuned "
-        f"setting: {measured:,.0f}, expected within a factor of {RATE_FACTOR:g}",
+        f"setting: {f'{measured:,.0f}' if measured else 'nothing'}, expected within a factor of "
+        f"{RATE_FACTOR:g}",
     )
