@@ -253,7 +253,7 @@ def _liars(bait: Bait) -> list[Fault]:
             {"notebooks/02_train.ipynb": tiny(*hands_in("02_train", *TRAINED))},
             mine(bait, "checkpoint.pt", "network.py")
             | {"notebooks/mine/history.json": inside["notebooks/mine/history.json"]},
-            verdicts={"02_train": ("ok",)}, points=(8, 8), says="says a validation accuracy of 99.0%",
+            verdicts={"02_train": ("ok",)}, points=(8, 8), says="history.json says 99.0% for checkpoint.pt",
         ),
     ]  # fmt: skip
 
@@ -299,8 +299,10 @@ def _attackers(bait: Bait) -> list[Fault]:
             "server-crowd", "configures a thousand instances",
             {"notebooks/05_configure.ipynb": tiny(OPEN, FEW, CROWD)},
             verdicts={"05_configure": ("ok",)}, points=(1, 6),
-            # Whichever comes first: shared memory is used up, or there are too many processes.
-            says=r"server crashed when it loaded or ran this model|more than \d+ processes",
+            # Whichever comes first: shared memory is used up, or there are too many processes;
+            # natively, all are in one process, whose memory is used up.
+            says=r"server crashed when it loaded or ran this model|more than \d+ processes|"
+            r"more than [\d,]+ MiB of memory",
         ),
     ]  # fmt: skip
 
