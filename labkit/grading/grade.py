@@ -259,10 +259,11 @@ class Kernels:
         ahead &= session.workers == 1 and available_cores() > 1
         for after in self._stages[self._stages.index(stage) + 1 :][:1] if ahead else []:
             with suppress(OSError, Stopped):  # then it starts when its turn comes
-                self._waiting[after] = self._start(after)
-        return self._waiting.pop(stage, None) or self._start(stage)
+                self._waiting[after] = self._start(imports_of(reference_notebooks()[after]))
+        return self._waiting.pop(stage, None) or self._start()
 
-    def _start(self, stage: str) -> KernelSandbox:
+    def _start(self, imports: Sequence[str] = ()) -> KernelSandbox:
+        """Start one; imports only where somebody else's time is used, else the cells do it."""
         session = self._session
         return KernelSandbox(
             session.confinement,
@@ -271,7 +272,7 @@ class Kernels:
             session.out / HOME,
             session.runtime,
             session.rubric.limits_for(session.profile),
-            imports_of(reference_notebooks()[stage]),
+            imports,
         )
 
 

@@ -66,8 +66,9 @@ def regrade(
             # What it was measured by may have been cleared away since.
             again = again and session.evidence(result.student).is_dir()
             if again:
-                require_runtime(session.runtime)
-                images = images or GradingImages.choose(session.profile, session.seed)
+                if images is None:
+                    require_runtime(session.runtime)
+                    images = GradingImages.choose(session.profile, session.seed)
                 result = _measured_again(session, result, images)
             result = scored(result, session.rubric)
             write_result(session.result_path(result.student), result)

@@ -24,6 +24,7 @@ from labkit.grading.results import (
 )
 from labkit.grading.rubric import RUBRIC
 from labkit.grading.run_notebook import Job, Ran
+from labkit.grading.sandbox import BUBBLEWRAP, Isolation
 from labkit.grading.session import Session, Turns
 from labkit.grading.submission import find_submissions
 from labkit.grading.watch import Outcome
@@ -107,6 +108,23 @@ def test_what_the_grader_lacks_while_it_measures_is_never_a_students_fault(
     assert measured == ["01_data"] * 2
     assert result.status == (FAILED if stays else GRADED)
     assert ("short of memory" in result.reason) == stays
+
+
+@pytest.mark.parametrize(("workers", "started"), [(1, [True, False]), (2, [False])])
+def test_only_a_kernel_that_starts_ahead_imports_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, started: list[bool]
+) -> None:
+    """Else a notebook of two lines would wait for every library of the lab."""
+    session = Session.begin(
+        Session(tmp_path / "grades", "smoke", tmp_path / "run", workers=workers), None, False
+    )
+    session.__dict__["confinement"] = Isolation(BUBBLEWRAP)
+    imported = []
+    monkeypatch.setattr(grade, "available_cores", lambda: 2)
+    monkeypatch.setattr(grade, "KernelSandbox", lambda *about: imported.append(bool(about[-1])))
+    kernels = grade.Kernels(session, tmp_path, ["01_data", "02_train"])
+    kernels.take("01_data", ahead=True)
+    assert imported == started
 
 
 def test_who_runs_alone_waits_for_others_and_lets_nobody_begin(tmp_path: Path) -> None:
