@@ -8,7 +8,8 @@ Four measurements take turns, several rounds long, so that a busy moment of the 
 4. Dask, with two local workers.
 
 The overhead is the time for one submission with one worker over that of the bare notebooks. The
-reference run is made beforehand and not counted.
+CPU time is the whole machine's: with all cores busy all the time, a submission takes that many
+seconds over the number of cores. The reference run is made beforehand and not counted.
 
     python benchmarks/grade.py [--profile smoke] [--submissions 2] [--rounds 1] [--out FILE]
 """
@@ -29,8 +30,9 @@ from pathlib import Path
 from labkit.chain import PAPERMILL_ENVIRONMENT, STAGES, papermill_command
 from labkit.environment import cpu_name
 from labkit.grading.results import GRADED
-from labkit.grading.session import NATIVE, STAND_IN, Session
+from labkit.grading.session import Session
 from labkit.profiles import available_cores
+from labkit.server.engine import NATIVE, STAND_IN
 from labkit.server.native.built import built_backends
 from labkit.workspace import Workspace, project_root
 
@@ -39,12 +41,21 @@ TARGET_PER_H = {"smoke": 40}  # submissions an hour with one worker, on two core
 
 @dataclass
 class Series:
-    """Seconds of one way to run a submission, one value per round."""
+    """Seconds of one way to run a submission, one value per round.
+
+    Attributes:
+        name: In the table.
+        workers: 0 where nothing is graded.
+        scheduler: As `labkit grade` takes it.
+        seconds: Of one submission.
+        cpu_s: Seconds of CPU time of one submission.
+    """
 
     name: str
-    workers: int  # 0: not graded
+    workers: int
     scheduler: str = ""
-    seconds: list[float] = field(default_factory=list)  # for one submission
+    seconds: list[float] = field(default_factory=list)
+    cpu_s: list[float] = field(default_factory=list)
 
     def row(self, base: "Series") -> str:
         """Return the line of the table."""
@@ -52,7 +63,14 @@ class Series:
         spread = f"{min(self.seconds):.0f}–{max(self.seconds):.0f}"
         ratios = [mine / other for mine, other in zip(self.seconds, base.seconds, strict=True)]
         ratio = f"{statistics.median(ratios):.2f} | {min(ratios):.2f}–{max(ratios):.2f}"
-        return f"| {self.name} | {median:.0f} | {spread} | {3600 / median:.1f} | {ratio} |"
+        cpu = f"{statistics.median(self.cpu_s):.0f}"
+        return f"| {self.name} | {median:.0f} | {spread} | {3600 / median:.1f} | {ratio} | {cpu} |"
+
+
+def machine_cpu_s() -> float:
+    """Return the CPU time in s that this machine has given to anybody, see proc(5)."""
+    _, user, nice, system, _, _, irq, softirq = Path("/proc/stat").read_text().split()[:8]
+    return sum(map(int, (user, nice, system, irq, softirq))) / os.sysconf("SC_CLK_TCK")
 
 
 def bare(profile: str, folder: Path, runtime: str) -> float:
@@ -122,6 +140,7 @@ def main() -> int:
             for index, entry in enumerate(series):
                 place = Path(folder) / f"{number}-{index}"
                 place.mkdir()
+                cpu_s = machine_cpu_s()
                 if entry.workers == 0:
                     entry.seconds.append(bare(args.profile, place, args.runtime))
                 else:
@@ -130,9 +149,11 @@ def main() -> int:
                         entry.scheduler,
                     )  # fmt: skip
                     entry.seconds.append(seconds)
+                count = args.submissions if entry.workers else 1
+                entry.cpu_s.append((machine_cpu_s() - cpu_s) / count)
                 shutil.rmtree(place)
                 print(f"{entry.name}: {entry.seconds[-1]:.0f} s", file=sys.stderr, flush=True)
-    head = ["", "s each", "min–max", "per hour", "ratio to bare", "min–max"]
+    head = ["", "s each", "min–max", "per hour", "ratio to bare", "min–max", "CPU s each"]
     rows = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
     rows += [entry.row(series[0]) for entry in series]
     overhead = statistics.median(series[1].seconds) / statistics.median(series[0].seconds)

@@ -11,6 +11,7 @@ from typing import Any, Final
 import numpy as np
 
 from labkit.grading.exercises import EXERCISES
+from labkit.grading.find_notebooks import IGNORED_WORK
 from labkit.grading.pages import (
     by_name,
     environment,
@@ -309,6 +310,13 @@ MATTERS: Final[tuple[tuple[str, str, Why], ...]] = (
         "No exercise is right",
         "Not begun, saved before the work was done, or the wrong files: ask.",
         _no_exercise,
+    ),
+    (
+        "Two versions of a notebook",
+        "One was graded, and the other worked on, too: see which one was meant.",
+        lambda result: (
+            ", ".join(r.stage for r in result.stages if IGNORED_WORK in str(r.notes)) or None
+        ),
     ),
     (
         "Names that look alike",

@@ -76,19 +76,22 @@ def grade(
     from labkit.grading.roster import read_roster
     from labkit.grading.rubric import load_rubric
     from labkit.grading.sandbox import BUBBLEWRAP, NONE, find_isolation, require_readable
-    from labkit.grading.session import NATIVE, Session, require_runtime, runtime_for, seed_for
+    from labkit.grading.session import Session, require_runtime, runtime_for, seed_for
     from labkit.grading.submission import find_submissions, unopened
     from labkit.grading.workdir import SERVER
+    from labkit.server.engine import NATIVE
     from labkit.workspace import cache_dir
 
     # Everything that can be wrong is said before anything runs.
     with _wrong_usage():
-        load_rubric(rubric, profile)
+        title = load_rubric(rubric, profile).title
         found = find_submissions(submissions.absolute())
         kept = out / ROSTER if (out / ROSTER).is_file() else None
-        people = read_roster(roster or kept)
+        people = read_roster(roster or kept, title)
         if reference is not None:
             Reference.of(reference, profile)
+    if people.note:
+        console.print(f"[yellow]{escape(people.note)}[/]")
     chosen = _chosen(found.sources, only or [])
     if out.resolve().is_relative_to(submissions.resolve()):
         raise UsageError(f"got --out {out}, a folder of {submissions}: name one outside of it")

@@ -90,12 +90,13 @@ def _gradebook(lines: Sequence[Line], are_known: bool) -> list[list[str]]:
     identity = ["name", "email", "id"] if are_known else []
     titles = ["student", *identity, "status", "total", "maximum", *items]
     titles += [*(f"{stage} verdict" for stage in stages), "late", "carried", "notes"]
-    rows = [_row(result, person, items) for result, person in lines]
+    has_ids = any(person.id for _, person in lines)  # a platform's number is none of these
+    rows = [_row(result, person, items, has_ids) for result, person in lines]
     rows.sort(key=lambda row: (row["student"].casefold(), row["student"]))
     return [titles, *([row.get(title, "") for title in titles] for row in rows)]
 
 
-def _row(result: Result, person: Person, items: Iterable[str]) -> dict[str, str]:
+def _row(result: Result, person: Person, items: Iterable[str], has_ids: bool) -> dict[str, str]:
     """Return title → cell of a student; who handed in nothing has no points, or zero."""
     if result.status == NO_SUBMISSION:
         points = dict.fromkeys(["total", *items], "" if result.exempt else "0")
@@ -104,7 +105,7 @@ def _row(result: Result, person: Person, items: Iterable[str]) -> dict[str, str]
         points["total"] = points_text(result.points)
     return {
         "student": result.student,
-        **_identity(person),
+        **_identity(person, has_ids),
         "status": EXEMPT if result.exempt else result.status,
         "maximum": points_text(result.maximum),
         **points,
@@ -115,10 +116,11 @@ def _row(result: Result, person: Person, items: Iterable[str]) -> dict[str, str]
     }
 
 
-def _identity(person: Person) -> dict[str, str]:
-    """Return what is known of a person, as columns."""
+def _identity(person: Person, has_ids: bool) -> dict[str, str]:
+    """Return what is known of a person, as columns; with IDs of the institution only, or of any."""
     email = person.email or (person.login if "@" in person.login else "")
-    return {"name": person.name, "email": email, "id": person.id or person.user}
+    identity = person.id or ("" if has_ids else person.user)
+    return {"name": person.name, "email": email, "id": identity}
 
 
 def _notes(result: Result) -> list[str]:

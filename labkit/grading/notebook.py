@@ -1,4 +1,4 @@
-"""A notebook that a stranger has written: read, found among other files, made ready to run.
+"""A notebook that a stranger has written: read, and made ready to run.
 
 Nothing in it may stop the grader: all that can be wrong ends in an `IntakeError`, which says so in
 a sentence. Only what counts is taken over: the cells' kinds, sources, ids, tags and nbgrader's
@@ -7,25 +7,25 @@ names. Outputs and other metadata, which editors and platforms damage, are not l
 
 import json
 import re
-from collections import defaultdict
-from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
-from labkit.chain import STAGES
 from labkit.errors import LabError
-from labkit.grading.exercises.catalogue import CATALOGUE, EXERCISES
 from labkit.grading.limits import MIB
-from labkit.grading.results import AMBIGUOUS, INVALID, MISSING
-from labkit.grading.student_notebook import NBGRADER_SCHEMA, with_stubs
-from labkit.grading.untrusted import MAX_CLASS, UnfitFile, read_plain, short_line, short_name
+from labkit.grading.student_notebook import NBGRADER_SCHEMA
+from labkit.grading.untrusted import MAX_CLASS, UnfitFile, read_plain, short_line
 
 MAX_NOTEBOOK_BYTES: Final = 20 * MIB
 MAX_PARTS: Final = 500_000  # objects and lists: each takes hundreds of bytes once parsed
 MAX_CELLS: Final = 2_000
 CELL_ID: Final = re.compile(r"[a-zA-Z0-9-_]{1,64}")
 INJECTED: Final = "injected-parameters"  # tag of the cell that papermill adds
+PARAMETERS: Final = "parameters"  # tag of the cell that it follows
+KERNEL: Final = {"display_name": "Python 3", "language": "python", "name": "python3"}
+SETS_A_PARAMETER: Final = re.compile(r"""^(profile|workspace)\s*=\s*["']""", re.MULTILINE)
+IMPORTS: Final = re.compile(r"^(import|from)\s+\w", re.MULTILINE)
 CODE_KINDS: Final = frozenset({"code", "markdown", "raw"})
 
 
@@ -92,24 +92,33 @@ def _parse(name: str, content: bytes) -> dict[str, Any]:
     NaN, which is not JSON and which some tools write, is as good as any number here.
     """
     try:
-        text = content.decode(json.detect_encoding(content), "surrogatepass").lstrip("\ufeff")
-        record = json.loads(text)
+        record = json.loads(_text(content), strict=False)
     except (ValueError, RecursionError) as error:  # also of numbers with thousands of digits
         raise IntakeError(
             f"{name} is not JSON ({type(error).__name__}: {_first_line(error)}), expected a "
             "notebook: save it in JupyterLab and hand it in again"
         ) from error
-    version = record.get("nbformat") if isinstance(record, dict) else None
-    if type(version) is not int:
+    if not isinstance(record, dict) or not {"nbformat", "cells", "worksheets"} & record.keys():
         raise IntakeError(
             f"{name} is JSON, but not a notebook: save it in JupyterLab and hand it in again"
         )
-    if version not in (2, 3, 4):
+    version = str(record.get("nbformat", 4))
+    if version.removesuffix(".0") not in ("2", "3", "4"):
         raise IntakeError(
-            f"{name} has notebook format {short_line(str(version), MAX_CLASS)}, expected 4: save "
-            "it in JupyterLab and hand it in again"
+            f"{name} has notebook format {short_line(version, MAX_CLASS)}, expected 4: save it in "
+            "JupyterLab and hand it in again"
         )
     return record
+
+
+def _text(content: bytes) -> str:
+    """Decode a file, whatever follows its end; bytes of another encoding become question marks."""
+    encoding = json.detect_encoding(content)
+    try:
+        text = content.decode(encoding, "surrogatepass")
+    except UnicodeDecodeError:
+        text = content.decode(encoding, "replace")
+    return text.lstrip("\ufeff").rstrip("\0\x1a\ufffd \t\r\n")
 
 
 def _writable(text: str) -> str:
@@ -123,14 +132,12 @@ def _raw_cells(record: Mapping[str, Any]) -> list[Any]:
     Raises:
         ValueError: there is no list of them.
     """
-    if record["nbformat"] == 4:
-        found = record.get("cells")
-    else:
-        sheets = record.get("worksheets")
-        found = [cell for sheet in sheets for cell in sheet["cells"]] if sheets else None
+    found, sheets = record.get("cells"), record.get("worksheets")
+    if not isinstance(found, list) and isinstance(sheets, list):
+        found = [cell for sheet in sheets for cell in sheet.get("cells") or ()]
     if not isinstance(found, list):
         raise ValueError("it has no list of cells")
-    return found
+    return [cell for cell in found if cell is not None]
 
 
 def _fields(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -139,19 +146,27 @@ def _fields(raw: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError, TypeError, AttributeError, ArithmeticError: it is no cell.
     """
-    kind, source = raw["cell_type"], raw.get("source", raw.get("input", ""))
+    is_run = {"outputs", "execution_count", "prompt_number"} & raw.keys()
+    kind = str(raw.get("cell_type", "code" if is_run else "markdown")).lower()
+    source = _strings(raw.get("source", raw.get("input", "")))
     if kind == "heading":  # of format 3
-        kind, source = "markdown", "#" * min(6, int(raw.get("level", 1))) + " " + "".join(source)
+        kind, source = "markdown", "#" * min(6, int(raw.get("level") or 1)) + " " + source
     metadata = raw.get("metadata")
     metadata = metadata if isinstance(metadata, dict) else {}
     tags_ = metadata.get("tags")
     return {
         "kind": kind if kind in CODE_KINDS else "raw",
-        "source": "".join(source),
+        "source": source,
         "identity": str(raw.get("id") or ""),
         "nbgrader": metadata.get("nbgrader"),
         "tags": [tag for tag in tags_ if isinstance(tag, str)] if isinstance(tags_, list) else [],
     }
+
+
+def _strings(value: Any) -> str:
+    """Return the text of a source: a text, or a list of texts; what else is in it is none."""
+    parts = value if isinstance(value, list) else [value]
+    return "".join(part for part in parts if isinstance(part, str))
 
 
 def make_cell(
@@ -215,240 +230,9 @@ def _first_line(error: Exception) -> str:
     return short_line(str(error).partition("\n")[0])
 
 
-def _lines(source: str) -> str:
+def lines_of(source: str) -> str:
     """Return what a person would compare of two sources: no blanks at the ends of lines."""
     return "\n".join(line.rstrip() for line in source.strip().splitlines())
-
-
-FUNCTIONS = {
-    stage: frozenset(e.function for e in CATALOGUE if e.stage == stage)
-    for stage in STAGES
-    if stage in EXERCISES.values()
-}  # that a student writes in a notebook
-DEFINES = re.compile(r"^(?:async +)?def +(\w+)", re.MULTILINE)
-MAX_GUESSED = 100  # notebooks whose names say nothing and that are looked into
-ADDED = re.compile(r"(\s*\(\d+\))?\.(txt|json|download)$", re.IGNORECASE)
-COPY_MARK = re.compile(r"[\s_-]*(\(\d+\)|copy[\s_-]*\d*)$", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class NotebookFound:
-    """The notebook of one stage.
-
-    Attributes:
-        path: In the staging folder.
-        notebook: What is in it.
-        note: Where renamed, how it is to be called; which others were ignored.
-    """
-
-    path: Path
-    notebook: NotebookNode
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class NotebookProblem:
-    """Why a stage has no notebook.
-
-    Attributes:
-        verdict: `MISSING`, `AMBIGUOUS` or `INVALID`.
-        reason: One sentence.
-    """
-
-    verdict: str
-    reason: str
-
-
-def find_notebooks(
-    folder: Path,
-    digests: Mapping[str, str],
-    references: Mapping[str, NotebookNode],
-    from_zips: Container[str] = (),
-) -> tuple[dict[str, NotebookFound], dict[str, NotebookProblem]]:
-    """Find the notebook of every stage; each stage is a key of one of the two results.
-
-    First come those on which somebody has worked: a copy of what was handed out is better than
-    nothing only. Then those of the right name, those that did not come in a zip beside others, and
-    of the right name those that lie less deep. Of equally good ones all must be the same.
-
-    Args:
-        folder: Plain files only.
-        digests: Name below `folder` → SHA-256.
-        references: Stage → notebook as it was handed out, solved.
-        from_zips: Of the names, those that came out of a zip among other files.
-    """
-    names = [name for name in digests if notebook_name(name)]
-    names.sort(key=lambda name: (name in from_zips, _depth(name), name))
-    called = {stage: [n for n in names if _file_name(n) == f"{stage}.ipynb"] for stage in STAGES}
-    strange = [name for name in names if _file_name(name).removesuffix(".ipynb") not in STAGES]
-    guessed = _guess_stages(folder, strange[:MAX_GUESSED], references)
-    notebooks: dict[str, NotebookFound] = {}
-    problems: dict[str, NotebookProblem] = {}
-    for stage in STAGES:
-        possible = [*called[stage], *guessed[stage]]
-        untouched = _untouched(stage, folder, possible, references)
-        ranks = {
-            name: (
-                name in untouched,
-                name in guessed[stage],
-                name in from_zips,
-                0 if name in guessed[stage] else _depth(name),
-            )
-            for name in possible
-        }
-        best = min(ranks.values(), default=None)
-        different: dict[str, str] = {}
-        for name in possible:
-            if ranks[name] == best:
-                different.setdefault(digests[name], name)
-        outcome = _choose(stage, folder, list(different.values()))
-        if isinstance(outcome, NotebookProblem):
-            problems[stage] = outcome
-        else:
-            others = [name for name in possible if digests[name] not in different]
-            notes = filter(None, [outcome.note, *_ignored(others, untouched, from_zips)])
-            notebooks[stage] = replace(outcome, note="; ".join(notes))
-    return notebooks, problems
-
-
-def _untouched(
-    stage: str, folder: Path, names: Iterable[str], references: Mapping[str, NotebookNode]
-) -> set[str]:
-    """Return the notebooks of a stage in which every exercise is as it was handed out."""
-    solved = references[stage].cells if stage in references else []
-    exercises = [cell.source for cell in solved if "### BEGIN SOLUTION" in cell.source]
-    stubs = {_lines(with_stubs(source, stage)) for source in exercises}
-    found = set()
-    for name in names if stubs else ():
-        try:
-            cells = read_notebook(folder / name).cells
-        except IntakeError:
-            continue
-        if stubs <= {_lines(cell.source) for cell in cells}:
-            found.add(name)
-    return found
-
-
-def _ignored(
-    names: Iterable[str], untouched: Container[str], from_zips: Container[str]
-) -> list[str]:
-    """Return a note for every notebook that might have been a stage's and was not chosen."""
-    notes = []
-    for name in names:
-        if name in untouched:
-            notes.append(f"{short_name(name)} was ignored: its exercises are as handed out")
-        elif name in from_zips:
-            notes.append(f"{short_name(name)} was ignored: it came in a zip beside this notebook")
-    return notes
-
-
-def notebook_name(name: str) -> str:
-    """Return a notebook's name without what browsers and mail add to it; empty for other files."""
-    own = ADDED.sub("", name)
-    return own if own.lower().endswith(".ipynb") else ""
-
-
-def _file_name(name: str) -> str:
-    """Return the notebook's name of a file in any folder."""
-    return notebook_name(PurePosixPath(name).name)
-
-
-def _depth(name: str) -> int:
-    """Return how deep a file lies; `notebooks/` counts like the root."""
-    parent = PurePosixPath(name).parent.as_posix()
-    return 0 if parent in (".", "notebooks") else 1 + name.count("/")
-
-
-def _choose(stage: str, folder: Path, names: list[str]) -> NotebookFound | NotebookProblem:
-    """Decide on a stage's notebook, given the candidates, which all differ."""
-    if not names:
-        return NotebookProblem(
-            MISSING, f"got no notebook for this step, expected {stage}.ipynb: hand it in"
-        )
-    if len(names) > 1:
-        shown = ", ".join(map(short_name, names[:5])) + (", …" if len(names) > 5 else "")
-        return NotebookProblem(
-            AMBIGUOUS,
-            f"got {len(names)} notebooks that could be {stage}.ipynb, expected one: {shown}; "
-            "hand in only the one that counts, under that name",
-        )
-    try:
-        notebook = read_notebook(folder / names[0])
-    except IntakeError as error:
-        return NotebookProblem(INVALID, str(error))
-    if PurePosixPath(names[0]).name == f"{stage}.ipynb":
-        return NotebookFound(folder / names[0], notebook)
-    note = f"found as {short_name(names[0])}; hand it in as {stage}.ipynb"
-    if not grade_ids(notebook) and FUNCTIONS.get(stage, {""}) <= _defined(notebook):
-        known = ", ".join(sorted(FUNCTIONS[stage]))
-        note += f"; its cells had lost their metadata, and it was known by its functions ({known})"
-    return NotebookFound(folder / names[0], notebook, note)
-
-
-def _guess_stages(
-    folder: Path, names: list[str], references: Mapping[str, NotebookNode]
-) -> dict[str, list[str]]:
-    """Return stage → notebooks under other names that are probably its own.
-
-    The exercises in a notebook say more than its name. One with the exercises of several stages is
-    the notebook of none.
-    """
-    known = {stage: grade_ids(notebook) for stage, notebook in references.items()}
-    by_content: dict[str, list[str]] = defaultdict(list)
-    by_name: dict[str, list[str]] = defaultdict(list)
-    for name in names:
-        stages = _stages_by_content(folder / name, known)
-        if len(stages) == 1:
-            by_content[stages[0]].append(name)
-        elif not stages and (stage := _stage_by_name(PurePosixPath(_file_name(name)).stem)):
-            by_name[stage].append(name)
-    return {stage: by_content.get(stage) or by_name.get(stage, []) for stage in STAGES}
-
-
-def _stages_by_content(path: Path, known: Mapping[str, frozenset[str]]) -> list[str]:
-    """Return the stages of which a notebook has more than half of the named cells.
-
-    Where a tool has removed the names, those whose functions it all defines.
-    """
-    try:
-        notebook = read_notebook(path)
-    except IntakeError:
-        return []  # its name may still say which one it was to be
-    found = grade_ids(notebook)
-    if stages := [stage for stage, names in known.items() if 2 * len(found & names) > len(names)]:
-        return stages
-    defined = _defined(notebook)
-    return [stage for stage, names in FUNCTIONS.items() if names <= defined]
-
-
-def _defined(notebook: NotebookNode) -> set[str]:
-    """Return the names of the functions that a notebook defines."""
-    code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
-    return set(DEFINES.findall(code))
-
-
-def _stage_by_name(stem: str) -> str:
-    """Return the stage whose number a file name holds; empty where that is not clear.
-
-    In this order: number and verb (`01 data`), the only number such as `01`, the only number.
-    """
-    stem = COPY_MARK.sub("", stem)
-    for stage in STAGES:
-        number, verb = stage.split("_")
-        if re.search(rf"(?<!\d)0?{int(number)}[\s_-]*{verb}", stem, re.IGNORECASE):
-            return stage
-    numbers = re.findall(r"\d+", stem)
-    padded = [number for number in numbers if re.fullmatch(r"0[1-9]", number)]
-    for group in (padded, numbers):
-        if len(group) == 1:
-            return next((s for s in STAGES if int(s.split("_")[0]) == int(group[0])), "")
-    return ""
-
-
-PARAMETERS = "parameters"
-KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
-SETS_A_PARAMETER = re.compile(r"""^(profile|workspace)\s*=\s*["']""", re.MULTILINE)
-IMPORTS = re.compile(r"^(import|from)\s+\w", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -517,7 +301,7 @@ def _put_checks_back(cells: list[NotebookNode], reference: NotebookNode, notes: 
 
 def _as_read(cell: NotebookNode) -> tuple[str, str]:
     """Return what a person would compare of two cells."""
-    return cell.cell_type, _lines(cell.source)
+    return cell.cell_type, lines_of(cell.source)
 
 
 def _keep_one_parameters_cell(

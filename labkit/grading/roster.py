@@ -1,11 +1,13 @@
 """Whose submission is whose: what platforms write into the names of files, and the roster."""
 
+import codecs
 import csv
 import io
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Final
 
@@ -15,12 +17,13 @@ from labkit.grading.results import Result
 CANVAS, MOODLE = "canvas", "moodle"
 # exampleada_LATE_12345_67890_03_export-1.ipynb: whose, late, user, attachment, file.
 _CANVAS: Final = re.compile(
-    r"(?P<name>.+?)_(?:(?P<late>LATE)_)?(?P<user>\d+)_(?P<attachment>\d+)_(?P<file>.+)",
+    r"(?P<name>.+?)_(?:(?P<late>(?i:late))_)?(?P<user>\d+)_(?P<attachment>\d+)_(?P<file>.+)",
     re.DOTALL,
 )
 # LATE_anon_aB3xY_67890_01_data.ipynb, where grading is anonymous: late, who, attachment, file.
 _ANONYMOUS: Final = re.compile(
-    r"(?:(?P<late>LATE)_)?(?P<name>anon_[A-Za-z0-9]+)_(?P<attachment>\d+)_(?P<file>.+)",
+    r"(?:(?P<late>(?i:late))_)?(?P<name>anon_[A-Za-z0-9]+)_(?:(?P<after>(?i:late))_)?"
+    r"(?P<attachment>\d+)_(?P<file>.+)",
     re.DOTALL,
 )
 # Jane Doe_12345_assignsubmission_file_: a folder, or in front of the file's name.
@@ -68,10 +71,17 @@ def read_name(name: str) -> Name | None:
         return None
     said = match.groupdict(default="")
     user, attachment = said.get("user", ""), said["attachment"]
-    if user and name.endswith(".zip") and min(len(user), len(attachment)) < 3:
-        return None  # a date, in the name of somebody's own zip
-    prefix, late = name[: match.start("file")], bool(said["late"])
+    if user and name.lower().endswith(".zip") and _is_date(user, attachment):
+        return None  # somebody's own zip
+    prefix, late = name[: match.start("file")], bool(said["late"] or said.get("after"))
     return Name(CANVAS, said["name"], user, prefix, said["file"], late, int(attachment))
+
+
+def _is_date(*numbers: str) -> bool:
+    """Say whether two numbers of a name are rather a year, a month or a day."""
+    return any(len(n) < 3 for n in numbers[1:]) or (
+        len(numbers[0]) < 3 and numbers[1].startswith(("19", "20")) and len(numbers[1]) == 4
+    )
 
 
 def without_count(file: str) -> tuple[str, int]:
@@ -83,6 +93,7 @@ def without_count(file: str) -> tuple[str, int]:
 POINTS_POSSIBLE: Final = "points possible"  # a row of Canvas' gradebook that is no student
 TEST_STUDENTS: Final = frozenset({"student, test", "test student"})
 YES: Final = frozenset({"x", "yes", "y", "true", "1", "ex", "exempt", "excused"})
+NO: Final = frozenset({"", "no", "n", "false", "0", "-"})
 # Column of a file → what it is of a person.
 CANVAS_COLUMNS: Final = {
     "student": "name", "firstname": "first", "lastname": "last", "id": "user",
@@ -97,7 +108,10 @@ MOODLE_COLUMNS: Final = {
 # Of a column with the points of an assignment in Canvas' gradebook: its title, then its number.
 _ASSIGNMENT: Final = re.compile(r"(?P<title>.+?)\s*\(\d+\)")
 SEPARATORS: Final = ",;\t"  # of cells: as platforms and spreadsheets of some languages save them
-OWN_COLUMNS: Final = ("student", "name", "email", "id", "exempt")
+OWN_COLUMNS: Final = ("student", "name", "email", "id", "section", "exempt")
+# A platform's number of a person: alone, or as Moodle writes it, "Participant 12345"; programs that
+# read a column with gaps write it as 12345.0.
+_NUMBER: Final = re.compile(r"(?:\D*\s)?(\d+)(?:\.0+)?")
 
 
 class RosterError(LabError):
@@ -144,10 +158,11 @@ class Roster:
     Args:
         people: In the order of the file.
         platform: Whose export it is; empty for the instructor's own.
+        note: What was not understood in it, a sentence; empty where all was.
     """
 
-    def __init__(self, people: Iterable[Person] = (), platform: str = "") -> None:
-        self.people, self.platform = tuple(people), platform
+    def __init__(self, people: Iterable[Person] = (), platform: str = "", note: str = "") -> None:
+        self.people, self.platform, self.note = tuple(people), platform, note
 
     def __bool__(self) -> bool:
         return bool(self.people)
@@ -195,85 +210,152 @@ def read_roster(path: Path | None, assignment: str = "") -> Roster:
             only assignment there needs none.
 
     Raises:
-        RosterError: the file cannot be read, has no column that names people, or a student twice.
+        RosterError: the file cannot be read, has no column that names people, a student twice, or
+            a number or a word that says nothing.
     """
     if path is None:
         return NOBODY
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        first = text.partition("\n")[0]
-        separator = max(SEPARATORS, key=first.count)  # the comma where there is none
-        lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-        rows = [[cell.strip() for cell in line] for line in lines]
-    except (OSError, ValueError, csv.Error) as error:
-        raise RosterError(
-            f"the roster {path} cannot be read ({error}): save it as CSV, comma-separated, UTF-8"
-        ) from error
-    header = [title.lower() for title in rows[0]] if rows else []
-    platform, columns = _columns(header, assignment)
+    rows = _rows(path)
+    header = _header(rows)
+    platform, columns = _columns(header)
     if not columns:
         raise RosterError(
             f"the roster {path} has the columns {', '.join(header) or '(none)'}; expected "
             "student, name, email, id: `student` is the name of the submission's folder; or the "
             "gradebook that Canvas or Moodle exports"
         )
-    people: list[Person] = []
-    seen: set[str] = set()
+    points = _points_column(header, assignment) if platform == CANVAS else ""
+    found: dict[tuple[str, ...], Person] = {}
+    unread = 0
     for number, row in enumerate(rows[1:], start=2):
-        fields = {columns[title]: cell for title, cell in zip(header, row, strict=False)
-                  if title in columns}  # fmt: skip
-        person = _person(fields)
-        if not any(row) or (platform and not _is_person(person)):
+        cells = dict(zip_longest(header, row[: len(header)], fillvalue=""))
+        fields = {columns[title]: cell for title, cell in cells.items() if title in columns}
+        try:
+            person = _person(fields, excused=bool(points) and cells[points].casefold() == "ex")
+        except ValueError as error:
+            raise RosterError(f"the roster {path}, row {number}: {error}") from error
+        if not any(row) or not _is_person(person, platform):
             continue
         if not (platform or person.student):
             raise RosterError(
                 f"the roster {path} has no student in row {number}: enter the submission's name"
             )
-        key = roster_key(person.student) or f"{person.user} {person.name}"
-        if key in seen:
+        unread += not points and any(
+            cell.casefold() == "ex" for title, cell in cells.items() if _ASSIGNMENT.fullmatch(title)
+        )
+        key = (roster_key(person.student),) if person.student else _apart(person)
+        if found.setdefault(key, person) is not person and not (person.user and platform):
             raise RosterError(
                 f"the roster {path} names {person.shown} twice, again in row {number}: "
                 "keep one of the rows"
             )
-        seen.add(key)
-        people.append(person)
-    return Roster(people, platform)
+    note = (
+        f"the roster {path} has EX in {unread} rows, and not one column of an assignment that is "
+        f"called {assignment or 'as the rubric'}: nobody was exempted by it"
+    )
+    return Roster(found.values(), platform, note if unread else "")
 
 
-def _columns(header: list[str], assignment: str) -> tuple[str, Mapping[str, str]]:
+def _rows(path: Path) -> list[list[str]]:
+    """Return the cells of a CSV file, as platforms and spreadsheets save them.
+
+    Of the separators, that one counts under which the first row is a header that is known.
+
+    Raises:
+        RosterError: it cannot be read.
+    """
+    readings, problem = [], ""
+    try:
+        content = path.read_bytes()
+        is_wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = content.decode("utf-16" if is_wide else "utf-8-sig")
+        text = re.sub(r"\A(\s*\n|sep=.?\r?\n)*", "", text)  # Excel's own line before the header
+        first = text.partition("\n")[0]
+        for separator in sorted(SEPARATORS, key=first.count, reverse=True):
+            lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+            try:
+                readings.append([[cell.strip() for cell in line] for line in lines])
+            except csv.Error as error:
+                problem = problem or str(error)
+    except (OSError, ValueError) as error:
+        problem = str(error)
+    if not readings:
+        raise RosterError(
+            f"the roster {path} cannot be read ({problem}): save it as CSV, comma-separated, UTF-8"
+        )
+    return next((rows for rows in readings if _columns(_header(rows))[1]), readings[0])
+
+
+def _header(rows: list[list[str]]) -> list[str]:
+    """Return the titles of the columns."""
+    return [title.lower() for title in rows[0]] if rows else []
+
+
+def _columns(header: list[str]) -> tuple[str, Mapping[str, str]]:
     """Return whose export a file is, and what its columns are; none where it is not clear."""
-    names = {"student", "lastname"} & set(header)
-    if names and {"sis user id", "sis login id", "section"} & set(header):
-        titles = {title: match["title"] for title in header
-                  if (match := _ASSIGNMENT.fullmatch(title))}  # fmt: skip
-        own = [title for title in titles if titles[title] == assignment.casefold()] or [*titles]
-        points = {own[0]: "points"} if len(own) == 1 else {}
-        return CANVAS, CANVAS_COLUMNS | points
-    if {"full name", "first name", "identifier"} & set(header):
+    titles = set(header)
+    is_own = {"student", "name"} <= titles
+    assignments = {title for title in titles if _ASSIGNMENT.fullmatch(title)}
+    if not is_own and {"student", "lastname"} & titles and (
+        {"sis user id", "sis login id", "section"} & titles or assignments
+    ):  # fmt: skip
+        return CANVAS, CANVAS_COLUMNS
+    if {"full name", "first name", "identifier"} & titles:
         return MOODLE, MOODLE_COLUMNS
-    return "", {title: title for title in OWN_COLUMNS} if "student" in header else {}
+    return "", {title: title for title in OWN_COLUMNS} if "student" in titles else {}
 
 
-def _is_person(person: Person) -> bool:
-    """Return whether a row of an export is about a person."""
-    name = person.name.casefold()
-    return bool(name) and name not in TEST_STUDENTS and not name.startswith(POINTS_POSSIBLE)
+def _points_column(header: list[str], assignment: str) -> str:
+    """Return the column of an assignment in Canvas' gradebook; empty where it is not clear."""
+    titles = {title: match["title"] for title in header
+              if (match := _ASSIGNMENT.fullmatch(title))}  # fmt: skip
+    own = [title for title in titles if titles[title] == assignment.casefold()] or [*titles]
+    return own[0] if len(own) == 1 else ""
 
 
-def _person(fields: Mapping[str, str]) -> Person:
-    """Return one line of the roster."""
+def _is_person(person: Person, platform: str) -> bool:
+    """Return whether a row is about a person."""
+    name = (person.name or person.student).casefold()
+    if name.startswith(POINTS_POSSIBLE):
+        return False
+    return not platform or (bool(name) and name not in TEST_STUDENTS)
+
+
+def _apart(person: Person) -> tuple[str, ...]:
+    """Return what tells a person of an export from all others."""
+    return (
+        person.user,
+        person.name,
+        *(() if person.user else (person.id, person.email, person.login)),
+    )
+
+
+def _person(fields: Mapping[str, str], excused: bool) -> Person:
+    """Return one line of the roster.
+
+    Raises:
+        ValueError: its number, or what it says of an exemption, is not clear.
+    """
     first_last = f"{fields.get('first', '')} {fields.get('last', '')}".strip()
     number = fields.get("user", "")  # Moodle writes "Participant 12345", at times without a name
-    is_excused = fields.get("points", "").casefold() == "ex"
+    if re.fullmatch(r"[\d.,]+e[+-]?\d+", number, re.IGNORECASE):
+        raise ValueError(
+            f"got the number {number}, which a spreadsheet has rounded: export the file again, and "
+            "do not save it with the spreadsheet"
+        )
+    whole = _NUMBER.fullmatch(number)
+    exempt = fields.get("exempt", "").casefold()
+    if exempt not in YES | NO:
+        raise ValueError(f"got {exempt!r} under exempt, expected yes, or nothing")
     return Person(
         student=fields.get("student", ""),
-        name=fields.get("name", "") or first_last or ("" if number.isdecimal() else number),
+        name=fields.get("name", "") or first_last or ("" if number[:1].isdecimal() else number),
         email=fields.get("email", ""),
-        id=fields.get("id", ""),
-        user=re.sub(r"\D", "", number),
+        id=re.sub(r"\A(\d+)\.0+\Z", r"\1", fields.get("id", "")),
+        user=whole[1] if whole else "",
         login=fields.get("login", ""),
         section=fields.get("section", ""),
-        exempt=is_excused or fields.get("exempt", "").casefold() in YES,
+        exempt=excused or exempt in YES,
         late="late" in fields.get("status", "").casefold(),
         graded=fields.get("graded", ""),
     )

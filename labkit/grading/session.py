@@ -22,10 +22,10 @@ from labkit.grading.sandbox import BUBBLEWRAP, Isolation, find_isolation
 from labkit.grading.submission import safe_name
 from labkit.grading.untrusted import short_line
 from labkit.server import choose_runtime
+from labkit.server.engine import NATIVE, STAND_IN
 from labkit.server.native.built import built_backends
 from labkit.workspace import project_root, read_json, write_json
 
-NATIVE, STAND_IN = "native", "stand-in"  # what serves models
 SETTINGS, RUBRIC_COPY, LOCK = "grading.json", "rubric.toml", ".lock"
 SEED = "grading-seed.json"
 MAX_SEED = 2**31

@@ -11,27 +11,27 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from labkit.chain import STAGES
-from labkit.grading.notebook import (
-    IntakeError,
+from labkit.grading.find_notebooks import (
     NotebookFound,
-    NotebookNode,
     NotebookProblem,
     find_notebooks,
     notebook_name,
 )
+from labkit.grading.notebook import IntakeError, NotebookNode
 from labkit.grading.results import GRADED, MISSING, REJECTED, HandedIn
 from labkit.grading.roster import CANVAS, MOODLE, Name, read_name, without_count
-from labkit.grading.unpack import IGNORED, Rejected, left_out, names_in_zip, take
+from labkit.grading.unpack import IGNORED, MAX_FILES, Rejected, left_out, names_in_zip, take
 from labkit.grading.untrusted import short_name
 
 MAX_NOTES = 20
 ARCHIVES = (".zip", ".rar", ".7z", ".gz", ".tgz", ".tar", ".bz2", ".xz")
 # Letters of other scripts that look like Latin ones, lower case.
 LOOK_ALIKE = str.maketrans("аеорсухіјѕԁһԛԝɡοαενικρτυχ", "aeopcyxijsdhqwgoaevikptux")
-PACKED = (".rar", ".7z", ".tgz", ".tar", ".tar.gz", ".tar.bz2", ".tar.xz")  # may hold notebooks
+PACKED = tuple(end for end in ARCHIVES if end != ".zip")  # not opened, and may hold notebooks
 UNOPENED = re.compile(rf"left out: .*\.({'|'.join(end[1:] for end in ARCHIVES)}) \(", re.IGNORECASE)
 MAX_SLUG = 40
 LIMIT_S = 60.0  # for reading one submission
@@ -167,6 +167,13 @@ def find_submissions(folder: Path) -> Found:
             "unpacked, as the folder of submissions"
         )
         lost.append(short_name(path.name))
+    if len(sources) == 1 and not sources[0].platform and _is_class(sources[0].path):
+        only = short_name(sources[0].path.name)
+        raise IntakeError(
+            f"{folder} holds one folder, {only}, in which several folders or zips have notebooks "
+            f"of the same name: if these are the students, give {folder / only}; if all is one "
+            "student's, leave one of each there"
+        )
     if not sources and not deeper.sources:
         why = "; ".join(aside[:MAX_NOTES]) or "it is empty"
         raise IntakeError(
@@ -174,6 +181,26 @@ def find_submissions(folder: Path) -> Found:
         )
     told_apart = _told_apart(sources) or deeper.sources
     return Found(told_apart, aside + deeper.left_out, lost + deeper.notebooks)
+
+
+def _is_class(path: Path) -> bool:
+    """Return whether several folders in one hold the same notebook, and it none itself."""
+    if not path.is_dir() or (path / "notebooks").is_dir():
+        return False
+    if any(map(notebook_name, _names_below(path, "*"))):
+        return False
+    times: Counter[str] = Counter()
+    for child in sorted(path.iterdir()):
+        is_zip = child.suffix.lower() == ".zip" and child.is_file()
+        names = names_in_zip(child) if is_zip else _names_below(child, "**/*")
+        own = {notebook_name(PurePosixPath(name).name).removesuffix(".ipynb") for name in names}
+        times.update(own & set(STAGES))
+    return max(times.values(), default=0) > 1
+
+
+def _names_below(folder: Path, pattern: str) -> list[str]:
+    """Return the names of files below a folder, no more than a submission may have."""
+    return [path.name for path in islice(folder.glob(pattern), MAX_FILES) if not path.is_symlink()]
 
 
 def _is_download(path: Path) -> bool:
@@ -189,9 +216,14 @@ def _is_download(path: Path) -> bool:
     tops = {name.split("/")[0] for name in names}
     if len(tops) == 1:  # a zip with all in one folder
         tops = {name.split("/")[1] for name in names if "/" in name}
-    found = [name for top in tops if (name := read_name(top))]
-    people = {(name.platform, name.person, name.user) for name in found}
+    found = [name for top in tops if (name := read_name(top)) and _has_numbers(name)]
+    people = {(name.platform, name.person) for name in found}
     return len(people) > 1 and 2 * len(found) > len(tops)
+
+
+def _has_numbers(name: Name) -> bool:
+    """Return whether a name has a platform's numbers, and no date or count of somebody's own."""
+    return name.platform == MOODLE or min(len(name.user or "100"), len(str(name.attachment))) > 2
 
 
 def _fits(name: Name, mode: int) -> bool:
@@ -218,7 +250,7 @@ def _of_platform(files: list[tuple[Name, Path]]) -> Source:
         latest,
         platform=first.platform,
         user=first.user,
-        prefix=max((name for name, _ in files), key=lambda name: name.attachment).prefix,
+        prefix=_printable(max((name for name, _ in files), key=lambda n: n.attachment).prefix),
         late=late,
         notes=tuple(notes),
     )
@@ -239,8 +271,12 @@ def _own_name(name: Name, given: Container[str]) -> tuple[str, int]:
 
 def _student(name: str) -> str:
     """Return a student's name as every system would write it, on one line."""
-    normal = unicodedata.normalize("NFC", name).strip()
-    return "".join(char if char.isprintable() else "_" for char in normal) or "_"
+    return _printable(unicodedata.normalize("NFC", name).strip()) or "_"
+
+
+def _printable(name: str) -> str:
+    """Return a name that can be written anywhere; bytes that are no UTF-8 cannot."""
+    return "".join(char if char.isprintable() else "_" for char in name)
 
 
 def _told_apart(sources: list[Source]) -> list[Source]:

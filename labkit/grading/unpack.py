@@ -55,8 +55,6 @@ def _name_problem(name: str) -> str:
         return "an absolute path"
     if ".." in parts:
         return "a path with `..`"
-    if "\\" in name:
-        return "a path with a backslash"
     if any(unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") for char in name):
         return "a control character in its name"
     if len(parts) > MAX_DEPTH:
@@ -84,12 +82,12 @@ def folder_entries(root: Path, inside: str, notes: list[str]) -> Iterator[Entry]
         if _is_ignored(raw):
             continue
         mode = child.stat(follow_symlinks=False).st_mode
-        if problem := _name_problem(raw):
+        name = _folder_name(raw)
+        if problem := _name_problem(name):
             notes.append(left_out(raw, problem))
         elif stat.S_ISDIR(mode):
             yield from folder_entries(root, raw, notes)
         elif stat.S_ISREG(mode):
-            name = unicodedata.normalize("NFC", raw)
             yield Entry(name, partial(open_plain, root, raw))
         else:
             notes.append(left_out(raw, "a link" if stat.S_ISLNK(mode) else "no plain file"))
@@ -97,10 +95,19 @@ def folder_entries(root: Path, inside: str, notes: list[str]) -> Iterator[Entry]
 
 def file_entries(path: Path, name: str, notes: list[str]) -> Iterator[Entry]:
     """Yield one plain file under a name of its own; nothing, and a note, where it cannot be."""
-    if problem := _name_problem(name):
+    if problem := _name_problem(_folder_name(name)):
         notes.append(left_out(name, problem))
     elif not _is_ignored(name):
-        yield Entry(name, partial(open_plain, path.parent, path.name))
+        yield Entry(_folder_name(name), partial(open_plain, path.parent, path.name))
+
+
+def _folder_name(raw: str) -> str:
+    """Return a file's name as that of a zip's entry: what is no UTF-8 in it is replaced.
+
+    A zip from Windows, unpacked elsewhere, leaves such bytes, and backslashes between folders.
+    """
+    readable = os.fsencode(raw).decode(errors="replace")
+    return unicodedata.normalize("NFC", readable.replace("\\", "/"))
 
 
 def zip_entries(archive: zipfile.ZipFile, notes: list[str]) -> Iterator[Entry]:

@@ -115,15 +115,14 @@ def load_json(path: Path) -> Any:
     return parse_json(read_plain(path.parent, path.name, JSON_MIB), path.name)
 
 
-MAX_NAME = 100  # characters of a file's name
+MAX_NAME, SHOWN_END = 100, 20  # characters of a file's name, and of these its end
 MAX_MESSAGE, MAX_CLASS = 300, 60  # characters of what an error says, and of its class
 
 
 def short_name(name: str) -> str:
-    """Return a stranger's file name, shortened and safe to print."""
-    start = name[:MAX_NAME]
-    text = "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in start)
-    return text + ("…" if len(name) > MAX_NAME else "")
+    """Return a stranger's file name, safe to print; of a long one its start and its end."""
+    kept = name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - SHOWN_END]}…{name[-SHOWN_END:]}"
+    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in kept)
 
 
 def short_line(text: str, limit: int = MAX_MESSAGE) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from labkit.chain import PAPERMILL_ENVIRONMENT
 from labkit.download import FOLDER as IMAGES
 from labkit.grading.sandbox import BUBBLEWRAP, HOME, LAB, TMP, Isolation, Sandbox, sandbox_uid
+from labkit.server.engine import STAND_IN
 from labkit.workspace import MADE_BY, cache_dir, sha256, write_json
 
 OWN_FOLDERS = ("notebooks", "model_repository", "run")  # of the lab
@@ -107,7 +108,7 @@ class Workdir:
         profile: str,
         read_only: Mapping[str, Path] | None = None,
         data: bool = True,
-        runtime: str = "stand-in",
+        runtime: str = STAND_IN,
     ) -> Sandbox:
         """Describe what a program in this workdir sees.
 

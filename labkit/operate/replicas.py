@@ -15,6 +15,7 @@ from labkit.errors import LabError
 from labkit.operate.gateway import Gateway
 from labkit.operate.processes import gone, until
 from labkit.server import TritonServer
+from labkit.server.engine import STAND_IN
 from labkit.server.ports import can_listen
 
 ENDPOINTS = ("http", "grpc", "metrics")
@@ -23,7 +24,7 @@ ENDPOINTS = ("http", "grpc", "metrics")
 FIRST_PORT, LAST_PORT = 20_000, 32_000
 # Whatever LABKIT_RUNTIME says: drills kill a model's own process and fill the shared memory between
 # it and the server, and only a stand-in has either.
-RUNTIME = "stand-in"
+RUNTIME = STAND_IN
 KILL_TIMEOUT_S = 10.0
 METRICS_LIMIT_S = 10.0
 

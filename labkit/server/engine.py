@@ -4,6 +4,7 @@ from importlib import metadata
 
 from labkit.server.native import recipe
 
+NATIVE, STAND_IN = "native", "stand-in"  # what serves here: Triton's own backends, or Python's
 ENGINES = {  # backend → the library's name, and its package
     "onnxruntime": ("ONNX Runtime", "onnxruntime"),
     "openvino": ("OpenVINO", "openvino"),
@@ -39,7 +40,7 @@ def engine_of(backend: str, runtime: str) -> str:
     if runtime == "container" or backend not in ENGINES:
         return f"{ENGINES.get(backend, (backend,))[0]} of the official image"
     name, package = ENGINES[backend]
-    if runtime == "native" and backend == "onnxruntime":
+    if runtime == NATIVE and backend == "onnxruntime":
         return f"{name} {recipe.ONNXRUNTIME_OPENVINO.version}"  # built in, not the environment's
     found = f"{name} {metadata.version(package)}"
     return f"{found}, float layers in {own_precision()}" if backend == "openvino" else found

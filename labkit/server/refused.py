@@ -24,6 +24,7 @@ def refused_here(folders: Iterable[Path], runtime: str) -> dict[str, Problem]:
         runtime: `native`, `stand-in` or `container`.
     """
     from labkit.repository import RepositoryError, model_config
+    from labkit.server.engine import NATIVE
     from labkit.server.find import find_triton
 
     found: dict[str, Problem] = {}
@@ -37,7 +38,7 @@ def refused_here(folders: Iterable[Path], runtime: str) -> dict[str, Problem]:
             config = model_config(folder)
         except (OSError, ValueError, RepositoryError):
             continue  # found elsewhere, in words of its own
-        native = runtime == "native" and config.backend != "python"
+        native = runtime == NATIVE and config.backend != "python"
         problem = next(_ends_the_server(folder, config), None) if native else None
         if problem is None and garbled and not native and _has_strings(config):
             problem = STRINGS

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from labkit.repository_safety import is_model, own_repository, refuse_unsafe
 from labkit.server import container, log, supervisor
-from labkit.server.engine import two_onnxruntimes
+from labkit.server.engine import NATIVE, STAND_IN, two_onnxruntimes
 from labkit.server.errors import ModelLoadError, ServerError, TritonNotFound
 from labkit.server.fetch import unsupported
 from labkit.server.find import require_triton
@@ -27,7 +27,7 @@ from labkit.workspace import LAB_WORKSPACE, project_root
 
 logger = logging.getLogger(__name__)
 
-RUNTIMES = ("auto", "native", "stand-in", "container")
+RUNTIMES = ("auto", NATIVE, STAND_IN, "container")
 POLL_S = 0.05
 ATTEMPTS = 3  # a free port can be taken between the choice and Triton's start
 STOP_MARGIN_S = 10.0  # beyond the exit timeout, before the supervisor itself is killed
@@ -239,7 +239,7 @@ class TritonServer:
         """Describe what is to run."""
         if self.runtime == "container":
             return container_job(run_folder, folders, self._ports, self._flags())
-        binary, native = require_triton(), self.runtime == "native"
+        binary, native = require_triton(), self.runtime == NATIVE
         if native and binary.native is None:
             raise TritonNotFound(
                 "runtime='native' needs Triton's own backends, built for this environment's "
@@ -344,7 +344,7 @@ def choose_runtime(wanted: str = "auto") -> str:
         return chosen
     if unsupported() and container.find_engine():
         return "container"
-    return "native" if built_backends() and not two_onnxruntimes() else "stand-in"
+    return NATIVE if built_backends() and not two_onnxruntimes() else STAND_IN
 
 
 def runtime_of(config: dict[str, Any]) -> str:
@@ -355,4 +355,4 @@ def runtime_of(config: dict[str, Any]) -> str:
     """
     if config.get("backend") == "python":
         return "python"
-    return "stand-in" if config.get("runtime") == "model.py" else "native"
+    return STAND_IN if config.get("runtime") == "model.py" else NATIVE

@@ -30,8 +30,8 @@ from labkit.grading.limits import Limits
 from labkit.grading.results import Measurement
 from labkit.grading.run_notebook import KernelSandbox
 from labkit.grading.sandbox import NONE, Isolation
-from labkit.grading.session import STAND_IN
 from labkit.server import find_triton
+from labkit.server.engine import STAND_IN
 from labkit.workspace import project_root
 
 SEED = 11

@@ -192,6 +192,8 @@ def test_names_match_however_the_system_writes_accents(tmp_path: Path) -> None:
         ("student\nada\nbob\nada\n", "names ada twice, again in row 4"),
         ("student,name\n,Ada\n", "no student in row 2"),
         ('student\n"ada\n', "cannot be read"),
+        ("student,exempt\nada,ja\n", "row 2: got 'ja' under exempt, expected yes, or nothing"),
+        ("Student,ID,Section\nAda,1.0123E+16,A\n", "1.0123E+16, which a spreadsheet has rounded"),
     ],
 )
 def test_an_unclear_roster_is_refused(tmp_path: Path, content: str, said: str) -> None:
@@ -215,6 +217,74 @@ def test_a_roster_as_excel_saves_it_is_read(tmp_path: Path) -> None:
     path = tmp_path / "roster.csv"
     path.write_bytes(b"\xef\xbb\xbfStudent,Name\r\n ada ,Ada\r\n,\r\n\r\n")
     assert [person.name for person in read_roster(path).people] == ["Ada"]
+
+
+@pytest.mark.parametrize(
+    ("content", "platform"),
+    [
+        ("sep=;\r\nstudent;name\r\nada;Ada\r\n", ""),
+        ("\n\nstudent,name\nada,Ada\n", ""),
+        (
+            'Student;ID;SIS Login ID;Section;"Lab 1, data, train, export (99)"\nAda;1;a;A;\n',
+            "canvas",
+        ),
+        ("First name;Last name;Email address;Quiz: a, b, c, d (Real)\nAda;;a@x;1\n", "moodle"),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_a_roster_is_read_whatever_separates_its_cells(
+    tmp_path: Path, content: str, platform: str, encoding: str
+) -> None:
+    (tmp_path / "roster.csv").write_bytes(content.encode(encoding))
+    people = read_roster(tmp_path / "roster.csv")
+    assert ([person.name for person in people.people], people.platform) == (["Ada"], platform)
+
+
+def test_numbers_that_a_program_has_made_decimal_are_the_same_numbers(tmp_path: Path) -> None:
+    export = CANVAS.replace(",1815,", ",1815.0,").replace(",1788,", ",18150.0,")
+    people = read_roster(roster(tmp_path, export))
+    found = people.of(make_result("x", handed_in=handed_in("canvas", "18150")))
+    assert found is not None and found.name == "Byron, George"
+    assert [person.user for person in people.people] == ["1815", "18150"]
+
+
+def test_a_canvas_export_without_most_columns_is_one(tmp_path: Path) -> None:
+    export = 'Student,ID,Lab (99)\n Points Possible,,8\n"Lovelace, Ada",101,EX\n'
+    people = read_roster(roster(tmp_path, export))
+    assert people.platform == "canvas"
+    assert [(p.name, p.user, p.exempt) for p in people.people] == [("Lovelace, Ada", "101", True)]
+
+
+def test_an_own_roster_may_have_sections(tmp_path: Path) -> None:
+    content = "student,name,email,id,section\nada,Ada Example,ada@x.example,7001,A\n"
+    people = read_roster(roster(tmp_path, content))
+    (ada,) = people.people
+    assert (people.platform, ada.name, ada.id, ada.user) == ("", "Ada Example", "7001", "")
+    assert ada.section == "A"
+
+
+def test_two_people_of_one_name_stop_nobody(tmp_path: Path) -> None:
+    content = "First name,Last name,ID number,Email address\nJane,Doe,1,j1@x\nJane,Doe,2,j2@x\n"
+    people = read_roster(roster(tmp_path, content))
+    assert [person.id for person in people.people] == ["1", "2"]
+    assert people.find("Jane Doe", "") is None  # which of them is not clear
+    twice = CANVAS.replace('"Byron, George",1788,s-2', '"Lovelace, Ada",1815,s-1')
+    assert len(read_roster(roster(tmp_path, twice)).people) == 1  # in two sections
+
+
+def test_excused_from_an_assignment_of_another_name_is_told(tmp_path: Path) -> None:
+    export = CANVAS.replace("Current Score", "Lab 4 (4712)")
+    export = export.replace("ada@uni.example,A,,", "ada@uni.example,A,EX,1")
+    assert "has EX in 1 rows" in read_roster(roster(tmp_path, export), "Lab 5").note
+    assert read_roster(roster(tmp_path, export), "Lab 3").note == ""
+
+
+def test_a_platforms_number_is_no_id_of_the_institution(tmp_path: Path) -> None:
+    results = [make_result("ada"), make_result("eve", handed_in=handed_in("moodle", "125"))]
+    people = read_roster(roster(tmp_path, "student,name,id\nada,Ada,7001\n"))
+    write_gradebooks(tmp_path, results, TITLE, people)
+    found = table(tmp_path / "gradebook.csv")
+    assert (found["ada"]["id"], found["eve"]["id"]) == ("7001", "")
 
 
 def test_an_empty_class_gives_headers_only(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_notebook
 
 from labkit.chain import STAGES
-from labkit.grading import submission, unpack
+from labkit.grading import find_notebooks, submission, unpack
+from labkit.grading.find_notebooks import NotebookFound
 from labkit.grading.grade import reference_notebooks
 from labkit.grading.notebook import read_notebook
 from labkit.grading.results import AMBIGUOUS, GRADED, INVALID, MISSING, REJECTED
@@ -25,7 +26,6 @@ from labkit.grading.student_notebook import with_stubs
 from labkit.grading.submission import (
     Intake,
     IntakeError,
-    NotebookFound,
     Source,
     find_submissions,
     safe_name,
@@ -271,17 +271,25 @@ def test_what_tools_leave_behind_is_left_out_silently(take_folder, tmp_path: Pat
 
 def test_odd_names_in_a_folder_are_left_out(take_folder, tmp_path: Path) -> None:
     deep = "/".join("d" * 13) + "/f"
-    folder = write_folder(
+    write_folder(
         tmp_path / "ada",
-        {"a\\b": b"", "line\nbreak": b"", "C:evil": b"", deep: b"", "n" * 201: b"", "ok é": b""},
+        {"..\\b": b"", "line\nbreak": b"", "C:evil": b"", deep: b"", "n" * 201: b"", "ok é": b""},
     )
-    (folder / os.fsdecode(b"latin\xe9")).write_bytes(b"")
     found = take_folder({"01_data.ipynb": notebook()})
     assert found.other_files == ["ok é"]
-    assert len(found.notes) == 6
+    assert len(found.notes) == 5
     assert not any("\n" in note for note in found.notes)
     assert "left out: line\\x0abreak (a control character in its name)" in found.notes
     assert json.dumps(found.notes, ensure_ascii=False).encode()  # no halves of characters
+
+
+def test_what_windows_leaves_in_names_is_no_matter(take_folder, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "ada", {"lab\\02_train.ipynb": notebook()})
+    (folder / os.fsdecode(b"\xdcbung 01_data.ipynb")).write_bytes(notebook())
+    found = take_folder({"readme.txt": b""})
+    assert sorted(found.notebooks) == ["01_data", "02_train"]
+    assert found.notebooks["02_train"].path == found.folder / "lab/02_train.ipynb"
+    assert json.dumps([found.notes, found.notebooks["01_data"].note]).encode()
 
 
 def test_a_staging_folder_is_never_mixed(tmp_path: Path) -> None:
@@ -577,7 +585,9 @@ def test_the_exact_name_wins_over_everything_else(take_folder) -> None:
     files |= {"old/copy/01_data.ipynb": notebook(source="old")}
     found = take_folder(files)
     assert found.notebooks[STAGE].path == found.folder / "01_data.ipynb"
-    assert found.notebooks[STAGE].note == ""
+    why = "was ignored: worked on, too, but this one has the right name or lies less deep"
+    told = [f"{name} {why}" for name in ("old/copy/01_data.ipynb", "01_data (1).ipynb")]
+    assert found.notebooks[STAGE].note == "; ".join(told)
     assert found.other_files == ["01_data (1).ipynb", "old/copy/01_data.ipynb"]
 
 
@@ -833,6 +843,60 @@ def test_only_a_number_that_canvas_has_added_is_taken_from_a_name(
     assert sorted(source.paths) == taken
 
 
+@pytest.mark.parametrize(
+    ("name", "about"),
+    [
+        ("smithjo_late_12345_678_lab.zip", ("smithjo", "12345", "smithjo_late_", True)),
+        ("anon_aB3xY_LATE_67890_lab.zip", ("anon_aB3xY", "", "anon_aB3xY_LATE_67890_", True)),
+        ("smith_12_100_lab.zip", ("smith", "12", "smith_12_100_", False)),
+        ("m\udcfcller_123_4567_lab.zip", ("m_ller", "123", "m_ller_123_4567_", False)),
+    ],
+)
+def test_canvas_names_in_their_rarer_forms(
+    tmp_path: Path, name: str, about: tuple[str, str, str, bool]
+) -> None:
+    (tmp_path / name).write_bytes(zipped(("01_data.ipynb", notebook())))
+    (source,) = find_submissions(tmp_path).sources
+    assert (source.student, source.user, source.late) == (about[0], about[1], about[3])
+    assert source.prefix.startswith(about[2])
+    assert source.platform == "canvas"
+    assert list(take_in(source, tmp_path / "staging", REFERENCES).notebooks) == ["01_data"]
+
+
+@pytest.mark.parametrize("names", [("2026_01_15_01_data", "2026_02_03_02_train"),
+                                   ("week_1_01_data", "week_2_02_train")])  # fmt: skip
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_students_own_numbers_are_no_platforms(
+    tmp_path: Path, names: tuple[str, str], packed: bool
+) -> None:
+    files = {f"{name}.ipynb": notebook() for name in names}
+    place = write_folder(tmp_path / "class", {})
+    if packed:
+        place.mkdir()
+        write_zip(place / "ada.zip", list(files.items()))
+    else:
+        write_folder(place / "ada", files)
+    (source,) = find_submissions(place).sources
+    assert source.student == "ada"
+    found = take_in(source, tmp_path / "staging", REFERENCES)
+    assert sorted(found.notebooks) == ["01_data", "02_train"]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_folder_one_level_too_high_is_no_student(tmp_path: Path, packed: bool) -> None:
+    for name in ("ada", "bob"):
+        if packed:
+            (tmp_path / "all").mkdir(exist_ok=True)
+            write_zip(tmp_path / "all" / f"{name}.zip", [("01_data.ipynb", notebook())])
+        else:
+            write_folder(tmp_path / "all" / name / "notebooks", {"01_data.ipynb": notebook()})
+    with pytest.raises(IntakeError, match=r"if these are the students, give .*/all;"):
+        find_submissions(tmp_path)
+    assert len(find_submissions(tmp_path / "all").sources) == 2
+    write_folder(tmp_path / "all" / "notebooks", {"01_data.ipynb": notebook()})
+    assert [source.student for source in find_submissions(tmp_path).sources] == ["all"]
+
+
 def test_a_date_in_the_name_of_a_zip_is_no_number_of_a_platform(tmp_path: Path) -> None:
     write_zip(tmp_path / "smith_2026_11_lab.zip", [("01_data.ipynb", notebook())])
     (source,) = find_submissions(tmp_path).sources
@@ -945,11 +1009,36 @@ def test_backslashes_in_a_zip_are_folders(take_zip) -> None:
 
 @pytest.mark.parametrize(
     "name", ["01_data.ipynb.txt", "01_data.ipynb.json", "01_data.ipynb.download",
-             "01_data.ipynb (1).txt", "01_data (1).ipynb.txt"],
+             "01_data.ipynb (1).txt", "01_data (1).ipynb.txt", "01_data.ipynb.txt.txt",
+             "01_data.ipynb(1)", "01_data.ipynb ", "01_data.ipynb.bak", "01_data.json",
+             "01_data.txt", "01_data"],
 )  # fmt: skip
 def test_what_browsers_and_mail_add_to_a_name_is_no_matter(take_folder, name: str) -> None:
     found = take_folder({name: notebook()})
     assert found.notebooks[STAGE].note == f"found as {name}; hand it in as 01_data.ipynb"
+
+
+@pytest.mark.parametrize("other", ["01_data (1).ipynb", "final/01_data.ipynb", "01_data.ipynb.bak"])
+def test_what_cannot_be_read_hides_no_good_copy(take_folder, other: str) -> None:
+    found = take_folder({"01_data.ipynb": b"", other: notebook()})
+    assert found.notebooks[STAGE].path == found.folder / other
+    assert "01_data.ipynb was ignored: it cannot be read" in found.notebooks[STAGE].note
+
+
+def test_an_older_version_beside_a_notebook_is_ignored_with_a_note(take_folder) -> None:
+    found = take_folder({"01_data.ipynb": notebook(source="new"), "01_data.ipynb.bak": notebook()})
+    assert found.notebooks[STAGE].path == found.folder / "01_data.ipynb"
+    assert "01_data.ipynb.bak was ignored: worked on, too" in found.notebooks[STAGE].note
+
+
+def test_a_packed_notebook_is_named(take_folder) -> None:
+    found = take_folder({"01_data.ipynb.gz": b"x", "02_train.ipynb": notebook()})
+    assert any("01_data.ipynb.gz (an archive that is not opened" in note for note in found.notes)
+
+
+def test_a_note_about_a_long_name_keeps_its_end(take_folder) -> None:
+    found = take_folder({f"{'deep' * 30}/lab.zip": b"no zip", "01_data.ipynb": notebook()})
+    assert submission.unopened(found.notes)
 
 
 def test_a_notebook_without_names_is_known_by_its_functions(take_folder) -> None:
@@ -957,6 +1046,23 @@ def test_a_notebook_without_names_is_known_by_its_functions(take_folder) -> None
     found = take_folder({"my lab.ipynb": notebook(source=source)})
     assert list(found.notebooks) == ["01_data"]
     assert "known by its functions (channel_statistics, leaked)" in found.notebooks[STAGE].note
+
+
+def test_many_candidates_are_looked_into_once_and_only_the_chosen_one_is_kept(
+    take_folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {f"{place}/01_data.ipynb": HANDED_OUT for place in "abc"}
+    files |= {f"mine {n}.ipynb": notebook("ex-01-leak", "ex-01-statistics") for n in range(3)}
+    reads: list[str] = []
+
+    def counting(path: Path) -> NotebookNode:
+        reads.append(path.name)
+        return read_notebook(path)
+
+    monkeypatch.setattr(find_notebooks, "read_notebook", counting)
+    found = take_folder(files)
+    assert found.notebooks[STAGE].path == found.folder / "a/01_data.ipynb"
+    assert sorted(reads) == sorted([Path(name).name for name in files] + ["01_data.ipynb"])
 
 
 def test_reading_has_a_time_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_exercises import code_cells, needs_triton, run, solution
 
-from labkit.grading.exercises.case import Case
+from labkit.grading.exercises.case import HiddenCase
 from labkit.grading.exercises.catalogue import CATALOGUE
 from labkit.grading.results import Measurement
 
@@ -16,7 +16,7 @@ STAGE = "10_pipeline"
 EXECUTE, CHAIN = "ex-10-execute", "ex-10-ensemble"
 
 
-def cases_of(exercise: str, seed: int) -> list[Case]:
+def cases_of(exercise: str, seed: int) -> list[HiddenCase]:
     """The hidden cases of an exercise."""
     return next(one for one in CATALOGUE if one.id == exercise).cases(seed)
 

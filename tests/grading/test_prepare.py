@@ -299,6 +299,62 @@ def test_other_encodings_are_read(tmp_path: Path, encoding: str) -> None:
     assert read_notebook(write(tmp_path / "x.ipynb", raw)).cells[0].source == "x = 'ö'"
 
 
+CODE = {"cell_type": "code", "source": "x = 1", "outputs": []}
+
+
+@pytest.mark.parametrize(
+    ("cell", "kind", "source"),
+    [
+        ({**CODE, "source": None}, "code", ""),
+        ({**CODE, "source": ["x = 1\n", 7, None, ["y"], "z"]}, "code", "x = 1\nz"),
+        ({**CODE, "cell_type": "Code"}, "code", "x = 1"),
+        ({"source": "x = 1", "outputs": []}, "code", "x = 1"),
+        ({"source": "words"}, "markdown", "words"),
+        ({"cell_type": "heading", "level": None, "source": "x"}, "markdown", "# x"),
+    ],
+    ids=str,
+)
+def test_an_odd_cell_costs_itself_only(
+    tmp_path: Path, cell: dict[str, object], kind: str, source: str
+) -> None:
+    raw = {"nbformat": 4, "cells": [None, cell, CODE]}
+    odd, last = read_notebook(write(tmp_path / "x.ipynb", raw)).cells
+    assert (odd.cell_type, odd.source) == (kind, source)
+    assert last.source == "x = 1"
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        {"nbformat": 4.0, "cells": [CODE]},
+        {"nbformat": "4", "cells": [CODE]},
+        {"cells": [CODE]},
+        {"nbformat": 4, "worksheets": [{}, {"cells": [CODE]}]},
+        {"nbformat": 3, "cells": [CODE]},
+    ],
+    ids=str,
+)
+def test_a_frame_that_is_not_quite_right_is_no_matter(
+    tmp_path: Path, frame: dict[str, object]
+) -> None:
+    assert read_notebook(write(tmp_path / "x.ipynb", frame)).cells[0].source == "x = 1"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "source"),
+    [
+        (b"x = 1  # caf\xe9", b"", "x = 1  # caf\N{REPLACEMENT CHARACTER}"),
+        (b"x = 1", b"\0\0\x1a", "x = 1"),
+        (b"x =\t1", b"\r\n ", "x =\t1"),
+    ],
+)
+def test_a_few_wrong_bytes_cost_no_notebook(
+    tmp_path: Path, before: bytes, after: bytes, source: str
+) -> None:
+    raw = b'{"nbformat": 4, "cells": [{"cell_type": "code", "source": "' + before + b'"}]}' + after
+    assert read_notebook(write(tmp_path / "x.ipynb", raw)).cells[0].source == source
+
+
 DAMAGE = {
     "kernelspec": ({"kernelspec": {}}, []),
     "kernelspec with a name only": ({"kernelspec": {"name": "python3"}}, []),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.grading import inside
-from labkit.grading.exercises.case import Case, generator
+from labkit.grading.exercises.case import HiddenCase, generator
 from labkit.grading.exercises.catalogue import CATALOGUE, SPLIT, Exercise
 from labkit.grading.exercises.models import linear_network
 from labkit.grading.limits import Limits
@@ -68,48 +68,20 @@ def ask_exercises(
         not ask. With `"starved": True` where a call was late for want of CPU time.
     """
     exercises = [e for e in CATALOGUE if e.stage == stage and e.id in set(wanted)]
-    found: dict[str, Any] = {}
+    asker = _Asker(program, limits, look_into)
     program.extend(CALLS_S, CALLS_S)
-    try:
-        served: Json = {}
+    with suppress(Stopped):  # what was answered until then counts
         if any(exercise.asks == "requests" for exercise in exercises):
-            try:
-                served = start_server(program, seed)
-            except Stopped as error:
-                if program.breach is not None:
-                    raise
-                served = {"failure": f"the program that starts it gave {error}"}
+            asker.serve(seed)
         for exercise in exercises:
-            if exercise.asks == "requests" and "addresses" not in served:
-                found[exercise.id] = {"failure": str(served.get("failure", "no server"))}
-            else:
-                cases = exercise.cases(seed)
-                found[exercise.id] = {"answers": [], "cases": _which(cases)}
-                addresses = served.get("addresses", {})
-                for case in cases:
-                    _ask(program, exercise, case, addresses, limits, look_into, found[exercise.id])
-    except Stopped:
-        pass  # what was answered until then counts
-    return found
+            asker.ask(exercise, seed)
+    return asker.found
 
 
-def _which(cases: Iterable[Case]) -> str:
+def _which(cases: Iterable[HiddenCase]) -> str:
     """Return a checksum of what is asked: answers are to these inputs, and to no others."""
     asked = json.dumps([[case.arguments, case.probe] for case in cases])
     return hashlib.sha256(asked.encode()).hexdigest()
-
-
-def _revive(program: Program, limits: Limits) -> bool:
-    """Say whether there is a kernel to call; where one has ended, the cells run once more."""
-    program.tell(do="alive")
-    if program.hear(PATIENCE_S).get("lives"):
-        return True
-    program.extend(limits.wall_s, limits.cpu_s)
-    cell_s, cell_cpu_s = limits.of_cell(0, 0) or (0, 0)
-    program.tell(do="revive", limit_s=cell_s, limit_cpu_s=cell_cpu_s)
-    lives = program.hear().get("lives") is True
-    program.extend(CALLS_S, CALLS_S)
-    return lives
 
 
 def start_server(program: Program, seed: int) -> Json:
@@ -127,53 +99,88 @@ def _counted(program: Program) -> Json:
     return program.hear(2 * PATIENCE_S)
 
 
-def _ask(
-    program: Program,
-    exercise: Exercise,
-    case: Case,
-    addresses: Json,
-    limits: Limits,
-    look_into: LookInto,
-    found: Json,
-) -> None:
-    """Add the answer to one hidden case to those before it."""
-    answers = found["answers"]
-    if answers and answers[-1].get("error") in GIVEN_UP:
-        answers.append(answers[-1])  # the others would only take their time, or a kernel, too
-    elif not _revive(program, limits):
-        answers.append({"error": "KernelEnded"})
-    else:
-        begin = program.used
+class _Asker:
+    """Asks the exercises of one notebook, in its kernel.
+
+    Args:
+        program: It has run the cells.
+        limits: See `ask_exercises`.
+        look_into: See `ask_exercises`.
+
+    Attributes:
+        found: Exercise id → what came of it, see `ask_exercises`.
+    """
+
+    def __init__(self, program: Program, limits: Limits, look_into: LookInto) -> None:
+        self._program, self._limits, self._look_into = program, limits, look_into
+        self._served: Json = {}
+        self.found: dict[str, Json] = {}
+
+    def serve(self, seed: int) -> None:
+        """Start the grader's own server, where the exercises' requests go."""
         try:
-            answers.append(_answer(program, exercise, case, addresses, look_into))
-        finally:
-            late = program.used[0] - begin[0] >= exercise.limit_s
-            if late and program.starved_since(begin):
-                found["starved"] = True
+            self._served = start_server(self._program, seed)
+        except Stopped as error:
+            if self._program.breach is not None:
+                raise
+            self._served = {"failure": f"the program that starts it gave {error}"}
 
+    def ask(self, exercise: Exercise, seed: int) -> None:
+        """Send every hidden case of an exercise, and note the answers."""
+        if exercise.asks == "requests" and "addresses" not in self._served:
+            why = str(self._served.get("failure", "no server"))
+            self.found[exercise.id] = {"failure": why}
+            return
+        cases = exercise.cases(seed)
+        answers: list[Json] = []
+        found = self.found[exercise.id] = {"answers": answers, "cases": _which(cases)}
+        for case in cases:
+            if answers and answers[-1].get("error") in GIVEN_UP:
+                answers.append(answers[-1])  # the others would only take their time, or a kernel
+            elif not self._revive():
+                answers.append({"error": "KernelEnded"})
+            else:
+                begin = self._program.used
+                try:
+                    answers.append(self._answer(exercise, case))
+                finally:
+                    late = self._program.used[0] - begin[0] >= exercise.limit_s
+                    if late and self._program.starved_since(begin):
+                        found["starved"] = True
 
-def _answer(
-    program: Program, exercise: Exercise, case: Case, addresses: Json, look_into: LookInto
-) -> Json:
-    """Return the answer to one hidden case."""
-    request = {
-        "function": exercise.function,
-        "arguments": case.arguments,
-        "given": GIVEN if exercise.asks == "requests" else [],
-        "addresses": addresses,
-        "asks": "file" if exercise.asks == "onnx" else "value",
-    }
-    counted = _counted(program) if exercise.asks == "requests" else {}
-    program.tell(do="call", code=_code(request), limit_s=exercise.limit_s)
-    said = program.hear(exercise.limit_s + PATIENCE_S)
-    answer = _parsed(said)
-    if exercise.asks == "onnx" and "file" in answer:
-        return look_into(_bytes(answer["file"]), case.probe)
-    if exercise.asks == "requests" and "value" in answer:
-        images = case.arguments[0]["shape"][0]
-        sizes = _requests_since(program, counted, images)
-        return {"value": {"value": answer["value"], "requests": sizes}}
-    return answer
+    def _revive(self) -> bool:
+        """Say whether there is a kernel to call; where one has ended, the cells run once more."""
+        program = self._program
+        program.tell(do="alive")
+        if program.hear(PATIENCE_S).get("lives"):
+            return True
+        program.extend(self._limits.wall_s, self._limits.cpu_s)
+        cell_s, cell_cpu_s = self._limits.of_cell(0, 0) or (0, 0)
+        program.tell(do="revive", limit_s=cell_s, limit_cpu_s=cell_cpu_s)
+        lives = program.hear().get("lives") is True
+        program.extend(CALLS_S, CALLS_S)
+        return lives
+
+    def _answer(self, exercise: Exercise, case: HiddenCase) -> Json:
+        """Return the answer to one hidden case."""
+        requests = exercise.asks == "requests"
+        request = {
+            "function": exercise.function,
+            "arguments": case.arguments,
+            "given": GIVEN if requests else [],
+            "addresses": self._served.get("addresses", {}),
+            "asks": "file" if exercise.asks == "onnx" else "value",
+        }
+        counted = _counted(self._program) if requests else {}
+        self._program.tell(do="call", code=_code(request), limit_s=exercise.limit_s)
+        answer = _parsed(self._program.hear(exercise.limit_s + PATIENCE_S))
+        if exercise.asks == "onnx" and "file" in answer:
+            return self._look_into(_bytes(answer["file"]), case.probe)
+        if requests and "value" in answer:
+            images = case.arguments[0]["shape"][0]
+            sizes = _requests_since(self._program, counted, images)
+            return {"value": {"value": answer["value"], "requests": sizes}}
+        return answer
 
 
 def _code(request: Json) -> str:

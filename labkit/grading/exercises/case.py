@@ -18,7 +18,7 @@ MAX_MAGNITUDE = 1e12  # no exercise has an answer near it
 
 
 @dataclass(frozen=True)
-class Case:
+class HiddenCase:
     """One call of a student's function, and its oracle.
 
     Attributes:

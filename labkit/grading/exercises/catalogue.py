@@ -7,7 +7,7 @@ from numpy.random import Generator
 
 from labkit.grading.exercises import models, serving
 from labkit.grading.exercises import tuning_and_report as tuning
-from labkit.grading.exercises.case import Case, generator
+from labkit.grading.exercises.case import HiddenCase, generator
 
 CALL_S = 10.0  # longest time of one call; a solution takes milliseconds
 LONG_CALL_S = 20.0  # where an export or a server is part of it
@@ -32,11 +32,11 @@ class Exercise:
     id: str
     stage: str
     function: str
-    draw_cases: Callable[[Generator], list[Case]]
+    draw_cases: Callable[[Generator], list[HiddenCase]]
     asks: str = "value"
     limit_s: float = CALL_S
 
-    def cases(self, seed: int) -> list[Case]:
+    def cases(self, seed: int) -> list[HiddenCase]:
         """Return the hidden cases of a grading."""
         return self.draw_cases(generator(seed, self.id))
 

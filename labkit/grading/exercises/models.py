@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.random import Generator
 
-from labkit.grading.exercises.case import Case, array, close, each
+from labkit.grading.exercises.case import HiddenCase, array, close, each
 
 CLASSES = 10
 SHAPE = (3, 32, 32)
@@ -32,13 +32,13 @@ def draw_images(rng: np.random.Generator, count: int) -> np.ndarray:
     return rng.random((count, 3, 32, 32), dtype=np.float32)
 
 
-def leak_cases(rng: Generator) -> list[Case]:
+def leak_cases(rng: Generator) -> list[HiddenCase]:
     """`leaked(first, second)`: how many indices are in both."""
     pool = [int(index) for index in rng.permutation(50_000)]
     same, twice = pool[:12], pool[20:24]
 
-    def case(label: str, first: list[int], second: list[int]) -> Case:
-        return Case(label, [first, second], close(len({*first}.intersection(second))))
+    def case(label: str, first: list[int], second: list[int]) -> HiddenCase:
+        return HiddenCase(label, [first, second], close(len({*first}.intersection(second))))
 
     shuffled = [int(index) for index in rng.permutation(same)]
     start = int(rng.integers(1_000, 1_900))
@@ -52,7 +52,7 @@ def leak_cases(rng: Generator) -> list[Case]:
     ]
 
 
-def statistics_cases(rng: Generator) -> list[Case]:
+def statistics_cases(rng: Generator) -> list[HiddenCase]:
     """`channel_statistics(pixels)`: mean and standard deviation per channel, both (3,)."""
 
     def pixels(count: int, low: float, high: float) -> np.ndarray:
@@ -79,19 +79,21 @@ def statistics_cases(rng: Generator) -> list[Case]:
         exact = images.astype(np.float64)
         mean, deviation = exact.mean(axis=(0, 2, 3)), exact.std(axis=(0, 2, 3))
         oracle = each(*(close(v, 0, STATISTICS_TOLERANCE) for v in (mean, deviation)))
-        cases.append(Case(label, [array(images)], oracle))
+        cases.append(HiddenCase(label, [array(images)], oracle))
     return cases
 
 
-def learning_rate_cases(rng: Generator) -> list[Case]:
+def learning_rate_cases(rng: Generator) -> list[HiddenCase]:
     """`learning_rate(progress, warmup)`: from 0.2 up to 1, then down to 0."""
     short, long = float(rng.uniform(0.05, 0.2)), float(rng.uniform(0.4, 0.7))
     early, late = float(rng.uniform(0.2, 0.8)), float(rng.uniform(0.2, 0.8))
 
-    def case(label: str, progress: float, warmup: float) -> Case:
+    def case(label: str, progress: float, warmup: float) -> HiddenCase:
         up = 0.2 + 0.8 * progress / warmup if warmup else 1.0
         down = (1 - progress) / (1 - warmup) if warmup < 1 else 1.0
-        return Case(label, [progress, warmup], close(up if progress < warmup else down, 0, 1e-6))
+        return HiddenCase(
+            label, [progress, warmup], close(up if progress < warmup else down, 0, 1e-6)
+        )
 
     return [
         case("the training begins", 0.0, long),
@@ -106,23 +108,23 @@ def learning_rate_cases(rng: Generator) -> list[Case]:
     ]
 
 
-def calibration_cases(rng: Generator) -> list[Case]:
+def calibration_cases(rng: Generator) -> list[HiddenCase]:
     """`calibration_error(confidence, right)`: the expected calibration error, ten bins."""
 
-    def case(label: str, bins: list[int], chance: float) -> Case:
+    def case(label: str, bins: list[int], chance: float) -> HiddenCase:
         """Confidences inside these bins, right as often as `chance` times the confidence."""
         places = rng.choice(bins, 60)
         confidence = (places + rng.uniform(0.1, 0.9, 60)) / 10
         return exact(label, confidence, rng.random(60) < chance * confidence)
 
-    def exact(label: str, confidence: np.ndarray, right: np.ndarray) -> Case:
+    def exact(label: str, confidence: np.ndarray, right: np.ndarray) -> HiddenCase:
         error = 0.0
         for number in range(10):
             inside = np.minimum(np.floor(10 * confidence), 9) == number
             if inside.any():
                 distance = abs(right[inside].mean() - confidence[inside].mean())
                 error += inside.sum() / len(inside) * distance
-        return Case(label, [array(confidence), array(right)], close(error, 0, 1e-6))
+        return HiddenCase(label, [array(confidence), array(right)], close(error, 0, 1e-6))
 
     certain = np.concatenate([np.ones(12), rng.uniform(0.91, 0.97, 12), rng.uniform(0.41, 0.47, 9)])
     opposite = np.repeat(rng.uniform([0.31, 0.81], [0.39, 0.89]), 20)
@@ -136,10 +138,12 @@ def calibration_cases(rng: Generator) -> list[Case]:
     ]
 
 
-def fold_cases(rng: Generator) -> list[Case]:
+def fold_cases(rng: Generator) -> list[HiddenCase]:
     """`fold(conv, norm)`: weight (O, I, h, w) and bias (O,) of one convolution for both."""
 
-    def case(label: str, shape: tuple[int, ...], eps: float, **ranges: tuple[float, float]) -> Case:
+    def case(
+        label: str, shape: tuple[int, ...], eps: float, **ranges: tuple[float, float]
+    ) -> HiddenCase:
         filters = rng.standard_normal(shape).astype(np.float32)
         usual = {"weight": (0.4, 1.8), "bias": (-1, 1), "running_mean": (-2, 2)}
         usual |= {"running_var": (0.3, 3), **ranges}
@@ -153,7 +157,7 @@ def fold_cases(rng: Generator) -> list[Case]:
             close(exact["bias"] - exact["running_mean"] * scale, 1e-3, 1e-4),
         )
         arrays = {name: array(values) for name, values in norm.items()}
-        return Case(label, [{"$conv": array(filters)}, {"$norm": arrays, "eps": eps}], oracle)
+        return HiddenCase(label, [{"$conv": array(filters)}, {"$norm": arrays, "eps": eps}], oracle)
 
     return [
         case("the layers are ordinary", (6, 4, 3, 3), 1e-5),
@@ -164,10 +168,10 @@ def fold_cases(rng: Generator) -> list[Case]:
     ]
 
 
-def bytes_cases(rng: Generator) -> list[Case]:
+def bytes_cases(rng: Generator) -> list[HiddenCase]:
     """`export_for_bytes(model, path)`: an ONNX file from bytes to probabilities, of any batch."""
 
-    def case(label: str, images: int, **told: list[str]) -> Case:
+    def case(label: str, images: int, **told: list[str]) -> HiddenCase:
         """One call; a file that says the right names must also compute: text is no export."""
         weight, bias = linear_network(rng)
         probe = rng.integers(0, 256, (images, *SHAPE), dtype=np.uint8)
@@ -180,7 +184,7 @@ def bytes_cases(rng: Generator) -> list[Case]:
             names = {key: answer[key] for key in told}
             return names == told and near(answer["logits"])
 
-        return Case(label, [network, {"$path": "model.onnx"}], right, array(probe))
+        return HiddenCase(label, [network, {"$path": "model.onnx"}], right, array(probe))
 
     return [
         case("the names of the two tensors are read", 2,
@@ -192,7 +196,7 @@ def bytes_cases(rng: Generator) -> list[Case]:
     ]  # fmt: skip
 
 
-def conv_cases(rng: Generator) -> list[Case]:
+def conv_cases(rng: Generator) -> list[HiddenCase]:
     """`integer_conv(x, weight, bias, …)`: the bytes of a quantized convolution."""
 
     def case(
@@ -202,7 +206,7 @@ def conv_cases(rng: Generator) -> list[Case]:
         y_scale: float = 0.08,
         zeros: tuple[int, int] = (120, 110),
         near: int = 120,  # how far x and the weights reach from their zeros
-    ) -> Case:
+    ) -> HiddenCase:
         x_zero, y_zero = zeros
         low, high = max(0, x_zero - near), min(255, x_zero + near)
         x = rng.integers(low, high + 1, shape).astype(np.uint8)
@@ -216,7 +220,7 @@ def conv_cases(rng: Generator) -> list[Case]:
         wanted = np.clip(np.rint(exact) + y_zero, 0, 255)
         scales = array(w_scale.astype(np.float32))
         given = [array(x), array(weight), array(bias), 0.25, x_zero, scales, y_scale, y_zero]
-        return Case(label, given, close(wanted, 0, 0.1))
+        return HiddenCase(label, given, close(wanted, 0, 0.1))
 
     return [
         case("the layer is ordinary", y_scale=4.0),
@@ -240,10 +244,10 @@ def _sums(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return result
 
 
-def broken_cases(rng: Generator) -> list[Case]:
+def broken_cases(rng: Generator) -> list[HiddenCase]:
     """`broken_layer(expected, found)`: where the signal-to-noise ratio falls most."""
 
-    def case(label: str, ratios: list[float], sizes: list[float] | None = None) -> Case:
+    def case(label: str, ratios: list[float], sizes: list[float] | None = None) -> HiddenCase:
         """Layers with these ratios in dB, whose outputs are as large as `sizes`."""
         expected, found = [], []
         for ratio, size in zip(ratios, sizes or [1.0] * len(ratios), strict=True):
@@ -254,7 +258,7 @@ def broken_cases(rng: Generator) -> list[Case]:
             expected.append(array(signal.astype(np.float32)))
             found.append(array((signal + noise).astype(np.float32)))
         place = int(np.argmin(np.diff([30.0, *ratios])))
-        return Case(label, [expected, found], close(place, 0, 0.1))
+        return HiddenCase(label, [expected, found], close(place, 0, 0.1))
 
     return [
         case("an inner layer is broken", [27, 24, 9, 8, 7, 6]),

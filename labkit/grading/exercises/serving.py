@@ -10,7 +10,7 @@ from numpy.random import Generator
 from tritonclient.grpc import model_config_pb2 as pb
 
 from labkit.data import CLASSES
-from labkit.grading.exercises.case import Case, Oracle, array, close, each, equals, tuple_of
+from labkit.grading.exercises.case import HiddenCase, Oracle, array, close, each, equals, tuple_of
 from labkit.grading.exercises.models import (
     LOGIT_TOLERANCE,
     draw_images,
@@ -25,14 +25,14 @@ REFUSED = "400"  # what the notebook's client returns for INVALID_ARG
 Step = tuple[str, str, str]  # model, its input, its output
 
 
-def repair_cases(rng: Generator) -> list[Case]:
+def repair_cases(rng: Generator) -> list[HiddenCase]:
     """`repair(text, shapes)`: dims and `max_batch_size` as the file has its axes, the rest kept."""
     spec = VARIANTS["cifar10_onnx"]
     shape, logits = [3, 32, 32], [len(CLASSES)]
 
     def case(
         label: str, right: pb.ModelConfig, shapes: dict[str, list[Any]], **mistakes: Any
-    ) -> Case:
+    ) -> HiddenCase:
         """Spoil a right configuration: other dims, and other settings where they are given."""
         mistaken = pb.ModelConfig()
         mistaken.CopyFrom(right)
@@ -41,7 +41,9 @@ def repair_cases(rng: Generator) -> list[Case]:
         if "max_batch_size" in mistakes:
             mistaken.max_batch_size = mistakes["max_batch_size"]
             mistaken.dynamic_batching.SetInParent()
-        return Case(label, [to_text(mistaken), shapes], lambda answer: _config(answer) == right)
+        return HiddenCase(
+            label, [to_text(mistaken), shapes], lambda answer: _config(answer) == right
+        )
 
     def sized(**settings: Any) -> pb.ModelConfig:
         return to_config(replace(spec, **settings))
@@ -79,7 +81,7 @@ def _config(answer: Any) -> pb.ModelConfig:
     return parse_config(answer)
 
 
-def names_cases(rng: Generator) -> list[Case]:
+def names_cases(rng: Generator) -> list[HiddenCase]:
     """`argument_positions(names, arguments)`: Triton's three rules for TorchScript's inputs."""
     words = [str(word) for word in rng.permutation(["image", "mask", "scale", "text", "state"])]
 
@@ -89,8 +91,8 @@ def names_cases(rng: Generator) -> list[Case]:
             order = [int(place) for place in rng.permutation(count)]
         return order
 
-    def case(label: str, names: list[str], positions: list[int]) -> Case:
-        return Case(label, [names, words[: len(names)]], equals(positions))
+    def case(label: str, names: list[str], positions: list[int]) -> HiddenCase:
+        return HiddenCase(label, [names, words[: len(names)]], equals(positions))
 
     three, four, five = shuffled(3), shuffled(4), shuffled(5)
     mixed = [words[place] for place in three[:2]]
@@ -104,12 +106,12 @@ def names_cases(rng: Generator) -> list[Case]:
     ]
 
 
-def body_cases(rng: Generator) -> list[Case]:
+def body_cases(rng: Generator) -> list[HiddenCase]:
     """`binary_body(batch)`: the request in KServe's binary tensor data extension, and its split."""
 
-    def case(label: str, count: int) -> Case:
+    def case(label: str, count: int) -> HiddenCase:
         batch = draw_images(rng, count)
-        return Case(label, [array(batch)], _same_request(batch))
+        return HiddenCase(label, [array(batch)], _same_request(batch))
 
     few = int(rng.integers(2, 7))
     return [
@@ -138,14 +140,14 @@ def _same_request(batch: np.ndarray) -> Oracle:
     return oracle
 
 
-def split_cases(rng: Generator) -> list[Case]:
+def split_cases(rng: Generator) -> list[HiddenCase]:
     """`infer_many(images, limit)`: all logits, in order, no request above the limit."""
     weight, bias = linear_network(rng)  # the first that is drawn: the server's, see `answers`
 
-    def case(label: str, count: int, limit: int) -> Case:
+    def case(label: str, count: int, limit: int) -> HiddenCase:
         images = draw_images(rng, count)
         logits = close(linear_logits(images, weight, bias), 0, LOGIT_TOLERANCE)
-        return Case(label, [array(images), limit], _all_asked(logits, count, limit))
+        return HiddenCase(label, [array(images), limit], _all_asked(logits, count, limit))
 
     small = int(rng.integers(7, 30))
     return [
@@ -168,7 +170,7 @@ def _all_asked(logits: Oracle, count: int, limit: int) -> Oracle:
     return right
 
 
-def execute_cases(rng: Generator) -> list[Case]:
+def execute_cases(rng: Generator) -> list[HiddenCase]:
     """`channel_means(batches)`: an answer or a status for each, however the server joins them."""
 
     def batch(count: int, height: int, width: int) -> np.ndarray:
@@ -180,8 +182,8 @@ def execute_cases(rng: Generator) -> list[Case]:
     def good(count: int = 1) -> np.ndarray:
         return batch(count, side(), side())
 
-    def case(label: str, *batches: np.ndarray) -> Case:
-        return Case(label, [[array(one) for one in batches]], each(*map(_means, batches)))
+    def case(label: str, *batches: np.ndarray) -> HiddenCase:
+        return HiddenCase(label, [[array(one) for one in batches]], each(*map(_means, batches)))
 
     return [
         case("one image is asked about", good()),
@@ -199,15 +201,15 @@ def _means(images: np.ndarray) -> Oracle:
     return close(images.mean(axis=(1, 2)) / 255, 1e-4, 1e-4)
 
 
-def chain_cases(rng: Generator) -> list[Case]:
+def chain_cases(rng: Generator) -> list[HiddenCase]:
     """`chain(steps)`: the text of an ensemble in which each step takes what the last one gave."""
     names = iter(rng.permutation([f"{a}{b}" for a in "klmnpqrst" for b in "0123456789"]).tolist())
 
     def model() -> Step:
         return f"model_{next(names)}", f"in_{next(names)}", f"out_{next(names)}"
 
-    def case(label: str, *steps: Step) -> Case:
-        return Case(label, [[tuple_of(*step) for step in steps]], _leads_through(list(steps)))
+    def case(label: str, *steps: Step) -> HiddenCase:
+        return HiddenCase(label, [[tuple_of(*step) for step in steps]], _leads_through(list(steps)))
 
     once, again = model(), model()
     same = f"tensor_{next(names)}"

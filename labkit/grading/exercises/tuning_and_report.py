@@ -10,7 +10,7 @@ import numpy as np
 from numpy.random import Generator
 
 from labkit.grading.exercises.case import (
-    Case,
+    HiddenCase,
     Oracle,
     array,
     close,
@@ -29,7 +29,7 @@ LATE_MS = 200.0  # what a busy machine may add to a latency; the cases differ by
 _WORDS = ("maple", "cedar", "aspen", "birch", "larch", "rowan", "alder", "hazel", "elm", "oak")
 
 
-def stats_cases(rng: Generator) -> list[Case]:
+def stats_cases(rng: Generator) -> list[HiddenCase]:
     """`bottleneck(before, after)`: largest part of the time, its share, images per execution."""
 
     def reading(images: int, executions: int, ns: Sequence[int]) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def stats_cases(rng: Generator) -> list[Case]:
             "batch_stats": [],
         }
 
-    def case(label: str, largest: str, old: Sequence[int], executions: int = 0) -> Case:
+    def case(label: str, largest: str, old: Sequence[int], executions: int = 0) -> HiddenCase:
         before = int(rng.integers(50, 500))
         executions = executions or int(rng.integers(10, 90))
         images = executions * int(rng.integers(1, 9)) + int(rng.integers(0, executions))
@@ -56,7 +56,7 @@ def stats_cases(rng: Generator) -> list[Case]:
         later = [a + b for a, b in zip(old, spent, strict=True)]
         wanted = (equals(largest), close(max(spent) / sum(spent)), close(images / executions))
         after = reading(before + images, before + executions, later)
-        return Case(label, [earlier, after], each(*wanted))
+        return HiddenCase(label, [earlier, after], each(*wanted))
 
     idle = reading(70, 40, [5_000_000] * 4)
     few = [int(ns) for ns in rng.integers(1_000, 9_000, 4)]
@@ -67,18 +67,22 @@ def stats_cases(rng: Generator) -> list[Case]:
         case("the server had waited before", "compute_infer", misleading),
         case("answers are copied for long", "compute_output", misleading),
         case("there was one execution", "compute_input", few, executions=1),
-        Case("nothing was executed", [idle, idle], each(equals(None), close(0.0), close(0.0))),
+        HiddenCase(
+            "nothing was executed", [idle, idle], each(equals(None), close(0.0), close(0.0))
+        ),
     ]
 
 
-def open_loop_cases(rng: Generator) -> list[Case]:
+def open_loop_cases(rng: Generator) -> list[HiddenCase]:
     """`open_loop(send, due_s)`: latency in ms of each request, from when it was due.
 
     `send` stands for a service whose instances compute a request each and take the next one in the
     order of arrival; so what each request meets is known beforehand.
     """
 
-    def case(label: str, due_s: np.ndarray, durations_s: np.ndarray, instances: int = 1) -> Case:
+    def case(
+        label: str, due_s: np.ndarray, durations_s: np.ndarray, instances: int = 1
+    ) -> HiddenCase:
         free = [0.0] * instances  # when each instance is free again
         wanted_ms = []
         for due, duration in zip(due_s, durations_s, strict=True):
@@ -86,7 +90,7 @@ def open_loop_cases(rng: Generator) -> list[Case]:
             heapq.heappush(free, begin + duration)
             wanted_ms.append(1e3 * (begin + duration - due))
         service = {"$service": durations_s.tolist(), "instances": instances}
-        return Case(label, [service, array(due_s)], _near(wanted_ms))
+        return HiddenCase(label, [service, array(due_s)], _near(wanted_ms))
 
     def arrivals(count: int, seconds: float) -> np.ndarray:
         return np.sort(rng.uniform(0, seconds, count))
@@ -115,7 +119,7 @@ def _near(wanted_ms: Sequence[float]) -> Oracle:
     return right
 
 
-def choose_cases(rng: Generator) -> list[Case]:
+def choose_cases(rng: Generator) -> list[HiddenCase]:
     """`choose(rounds, limit_ms)`: the fastest that keeps the limit, and its least lead."""
     names = [str(word) for word in rng.permutation(_WORDS)]
     limit = float(rng.integers(30, 90))
@@ -128,7 +132,7 @@ def choose_cases(rng: Generator) -> list[Case]:
             waits[int(rng.integers(3))] = p99
         return [(float(rate), wait) for rate, wait in zip(rates, waits, strict=True)]
 
-    def case(label: str, table: dict[str, Runs]) -> Case:
+    def case(label: str, table: dict[str, Runs]) -> HiddenCase:
         kept = [n for n, own in table.items() if all(p is not None and p <= limit for _, p in own)]
         order = sorted(kept, key=lambda name: -np.median([rate for rate, _ in table[name]]))
         first, least = order[0] if order else None, None
@@ -137,7 +141,7 @@ def choose_cases(rng: Generator) -> list[Case]:
             least = min(one / two for (one, _), (two, _) in pairs)
         rows = {name: [tuple_of(*run) for run in own] for name, own in table.items()}
         right = each(equals(first), equals(None) if least is None else close(least))
-        return Case(label, [rows, limit], right)
+        return HiddenCase(label, [rows, limit], right)
 
     steps = [float(rate) for rate in rng.permutation(np.arange(200, 1200, 100))]
     plain = {name: runs(rate) for name, rate in zip(names, steps, strict=True)}
@@ -160,15 +164,15 @@ def choose_cases(rng: Generator) -> list[Case]:
     ]
 
 
-def front_cases(rng: Generator) -> list[Case]:
+def front_cases(rng: Generator) -> list[HiddenCase]:
     """`front(rows)`: the names that nobody dominates, in the order given."""
     names = [str(word) for word in rng.permutation(_WORDS)]
     good, fair = float(rng.uniform(0.88, 0.92)), float(rng.uniform(0.7, 0.8))
     fast, slow = float(rng.integers(600, 900)), float(rng.integers(100, 300))
 
-    def case(label: str, points: list[tuple[float, float]]) -> Case:
+    def case(label: str, points: list[tuple[float, float]]) -> HiddenCase:
         rows = [(name, *point) for name, point in zip(names, points, strict=False)]
-        return Case(label, [[tuple_of(*row) for row in rows]], equals(_undominated(rows)))
+        return HiddenCase(label, [[tuple_of(*row) for row in rows]], equals(_undominated(rows)))
 
     trade = [float(step) for step in rng.permutation(8)]
     on_front = [(0.8 + step / 100, 900 - 100 * step) for step in trade]
@@ -195,17 +199,17 @@ def _undominated(rows: list[Row]) -> list[str]:
     return kept
 
 
-def paired_cases(rng: Generator) -> list[Case]:
+def paired_cases(rng: Generator) -> list[HiddenCase]:
     """`mcnemar(first, second)`: the exact two-sided p-value of McNemar's test."""
 
-    def case(label: str, both: int, neither: int, first_only: int, second_only: int) -> Case:
+    def case(label: str, both: int, neither: int, first_only: int, second_only: int) -> HiddenCase:
         pairs = [(1, 1)] * both + [(0, 0)] * neither
         pairs += [(1, 0)] * first_only + [(0, 1)] * second_only
         rows = rng.permutation(np.array(pairs, dtype=bool))
         n, fewer = first_only + second_only, min(first_only, second_only)
         tail = sum(math.comb(n, k) for k in range(fewer + 1))
         wanted = min(1.0, float(Fraction(2 * tail, 2**n)))
-        return Case(label, [array(rows[:, 0]), array(rows[:, 1])], close(wanted, 1e-6, 1e-12))
+        return HiddenCase(label, [array(rows[:, 0]), array(rows[:, 1])], close(wanted, 1e-6, 1e-12))
 
     some, few = int(rng.integers(40, 60)), int(rng.integers(5, 9))
     return [

@@ -16,6 +16,7 @@ from labkit.grading.results import SHORTAGE
 from labkit.grading.sandbox import BUBBLEWRAP, Isolation, Program, Stopped
 from labkit.grading.untrusted import UnfitFile, read_plain
 from labkit.grading.workdir import open_workdir, remove
+from labkit.server.engine import STAND_IN
 
 CLASSES = 10
 START_S = 60.0
@@ -50,7 +51,7 @@ class ModelSandbox:
         parent: Path,
         images: Path,
         limits: Limits = LIMITS,
-        runtime: str = "stand-in",
+        runtime: str = STAND_IN,
     ) -> None:
         self._isolation, self._profile, self._parent = isolation, profile, parent
         self._images, self._limits, self._runtime = images, limits, runtime
