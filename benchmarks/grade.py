@@ -158,6 +158,7 @@ def main() -> int:
     rows += [entry.row(series[0]) for entry in series]
     overhead = statistics.median(series[1].seconds) / statistics.median(series[0].seconds)
     per_h = 3600 / statistics.median(series[1].seconds)
+    most_per_h = 3600 * available_cores() / statistics.median(series[1].cpu_s)
     target = TARGET_PER_H.get(args.profile)
     reached = target is None or per_h >= target
     verdict = "" if target is None else f", {target} wanted: {'reached' if reached else 'MISSED'}"
@@ -170,7 +171,8 @@ def main() -> int:
             f"{args.submissions} submission(s) in a class.\n",
             *rows,
             f"\n{per_h:.1f} submissions an hour with one worker{verdict}; overhead over the bare "
-            f"notebooks {overhead - 1:.0%}.",
+            f"notebooks {overhead - 1:.0%}. By its CPU time {most_per_h:.1f} an hour is the most for "
+            f"{available_cores()} cores that are busy all the time.",
         ]
     )
     print(f"\n{text}")

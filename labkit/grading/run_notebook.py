@@ -212,8 +212,9 @@ def run_notebook(
         return Ran(program.outcome, GRADER_ERROR, str(error))
     ran = Ran(program.outcome, outputs=take_out(job.stage, workdir.run, job.keep), starved=starved)
     if program.breach is None and job.exercises:
+        sources = [cell.source for cell in cells]
         ran.answers = ask_exercises(
-            program, job.stage, job.seed, job.exercises, job.limits, look_into
+            program, job.stage, job.seed, job.exercises, job.limits, look_into, sources
         )
         ran.starved |= any(answer.get("starved") for answer in ran.answers.values())
     _keep_log(workdir.log, job.keep / LOG, job.limits.output_mib)

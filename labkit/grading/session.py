@@ -28,7 +28,7 @@ from labkit.workspace import project_root, read_json, write_json
 
 SETTINGS, RUBRIC_COPY, LOCK = "grading.json", "rubric.toml", ".lock"
 SEED = "grading-seed.json"
-MAX_SEED = 2**31
+MAX_SEED = 2**63  # nobody finds it by trying
 
 
 class SessionError(UsageError):

@@ -30,6 +30,8 @@ PROC = Path("/proc")
 OF_MEMORY = ("/dev/shm/", "/dev/zero", "/memfd:", "/SYSV")  # counted otherwise
 SLEPT, HAD_A_CORE = 0.05, 0.8  # CPU time over wall-clock time
 MOST_FILES = 5_000  # open files of a process that are looked at
+LOOK_CPU_S = 3.0  # of the grader, for a look at the files of one submission: it takes milliseconds
+LOG_BLOCKS = 64 * MIB  # that a file system may give to a file that grows
 PEER_LASTS_S = 5.0  # a watch on a machine that is short of memory is slow too
 PEERS = Path(tempfile.gettempdir()) / f"labkit-watch-{os.getuid()}"  # what is used meanwhile
 
@@ -104,7 +106,7 @@ class Watch:
         self.restart()
         self._next_scan = self.begin + SCAN_EVERY_S
         self._unowned_mib, self._shared_mib = 0.0, 0.0
-        self._short_since = 0.0
+        self._short_since: dict[str, float] = {}
 
     def restart(self) -> None:
         """Count from now on: what the program has used to get ready is nobody's."""
@@ -134,13 +136,15 @@ class Watch:
                 return PROCESSES, f"had more than {limits.processes} processes at once"
             if real.memory_mib + self._unowned_mib > limits.memory_mib:
                 return OOM, f"used more than {limits.memory_mib:,} MiB of memory"
-        if psutil.virtual_memory().available < RESERVE_MIB * MIB and self._is_largest(usage):
+        short = psutil.virtual_memory().available < RESERVE_MIB * MIB
+        if short and self._is_largest("memory", memory_mib):
             return SHORTAGE, f"ran while the machine had less than {RESERVE_MIB} MiB of memory left"
         if self.seconds > limits.wall_s:
             return TIMEOUT, f"was not done after {limits.wall_s:g} s"
         if self.cpu_s > limits.cpu_s:
             return CPU, f"used {self.cpu_s:.0f} s of CPU time, {limits.cpu_s:g} allowed"
-        if self.log.stat().st_size > limits.output_mib * MIB:
+        log = self.log.stat()  # to which more can be given than is written
+        if max(log.st_size, log.st_blocks * 512 - LOG_BLOCKS) > limits.output_mib * MIB:
             return OUTPUT, f"printed more than {limits.output_mib:g} MiB"
         return self._disk_breach()
 
@@ -148,39 +152,46 @@ class Watch:
         if time.monotonic() < self._next_scan:
             return None
         limits = self.limits
-        memory_mib, disk_mib = unowned(self.pid, limits.processes)
-        self._unowned_mib = max(0.0, memory_mib - self._shared_mib)
         try:
+            memory_mib, disk_mib = unowned(self.pid, limits.processes)
+            self._unowned_mib = max(0.0, memory_mib - self._shared_mib)
             used_mib, files = disk_usage(self.folder, limits.disk_mib, limits.files)
             used_mib += disk_mib
         except TooDeep:
             return DISK, "made folders that lie too deep in each other to be counted"
+        except TooMany:
+            return DISK, "had more open and mapped files than can be counted"
         self._next_scan = time.monotonic() + SCAN_EVERY_S
         if used_mib > limits.disk_mib:
             return DISK, f"wrote more than {limits.disk_mib:,} MiB"
         if files > limits.files:
             return DISK, f"made more than {limits.files:,} files"
-        if shutil.disk_usage(self.folder).free < RESERVE_MIB * MIB:
+        short = shutil.disk_usage(self.folder).free < RESERVE_MIB * MIB
+        if short and self._is_largest("disk", used_mib + self.log.stat().st_blocks * 512 / MIB):
             return SHORTAGE, f"ran while the machine had less than {RESERVE_MIB} MiB of disk left"
         return None
 
-    def _is_largest(self, usage: Usage) -> bool:
+    def _is_largest(self, of: str, mib: float) -> bool:
         """Say whether, of all programs that are watched on this machine, this one uses most.
 
         The machine's shortage is nobody's own fault; but somebody has to be stopped. Each watch
         that sees it writes down what it has, and only the largest stops its program.
+
+        Args:
+            of: `memory` or `disk`.
+            mib: What it has of it, in MiB.
         """
-        PEERS.mkdir(mode=0o700, exist_ok=True)
-        mine = (usage.memory_mib + self._unowned_mib, self.pid)
-        beside = PEERS / f"{self.pid}.new"  # renamed: nobody reads half a number
-        beside.write_text(f"{mine[0]}")
-        beside.replace(PEERS / str(self.pid))
-        first = self._short_since or time.monotonic()
-        self._short_since = first
-        if time.monotonic() < first + 3 * POLL_S:
+        peers = PEERS / of
+        peers.mkdir(mode=0o700, parents=True, exist_ok=True)
+        mine = (mib, self.pid)
+        beside = peers / f"{self.pid}.new"  # renamed: nobody reads half a number
+        beside.write_text(f"{mib}")
+        beside.replace(peers / str(self.pid))
+        first = self._short_since.setdefault(of, time.monotonic())
+        if time.monotonic() < first + 3 * (POLL_S if of == "memory" else SCAN_EVERY_S):
             return False  # the others have not yet had their turn
         others = []
-        for path in PEERS.iterdir():
+        for path in peers.iterdir():
             with suppress(OSError, ValueError):
                 if time.time() - path.stat().st_mtime < PEER_LASTS_S:
                     others.append((float(path.read_text()), int(path.name)))
@@ -223,12 +234,29 @@ def measure(pid: int, most: int, proportional: bool = False) -> Usage:
             continue
         count += 1
         cpu_s += sum(map(int, fields[11:15])) / TICKS_PER_S
+        if fields[0] == "Z" and (thread := _living_thread(member)):
+            member = thread
+            with suppress(OSError):
+                status = (PROC / str(member) / "status").read_text()
         if proportional:
             memory_kib += _proportional_kib(member, status)
         else:
             memory_kib += _kib(status, "RssAnon:") + _kib(status, "RssShmem:")
+        memory_kib += _kib(status, "VmPTE:")  # tables of pages that may all be the same one
         shared_kib += _kib(status, "RssShmem:")
     return Usage(count, cpu_s, memory_kib / 1024, shared_kib / 1024)
+
+
+def _living_thread(pid: int) -> int:
+    """Return a thread that goes on where the first one has ended, and shows nothing more; else 0.
+
+    Under its number /proc shows what all threads share.
+    """
+    with suppress(OSError):
+        for thread in (PROC / str(pid) / "task").iterdir():
+            if int(thread.name) != pid and thread.is_dir():
+                return int(thread.name)
+    return 0
 
 
 def unowned(pid: int, most: int) -> tuple[float, float]:
@@ -238,7 +266,11 @@ def unowned(pid: int, most: int) -> tuple[float, float]:
     are open or mapped and have no name any more count as disk, mapped ones with what of them is
     mapped. What is in flight between two sockets, and
     belongs to nobody at that moment, is not seen.
+
+    Raises:
+        TooMany: looking at them takes more than `LOOK_CPU_S`.
     """
+    begin = time.thread_time()
     memory, disk = 0, 0
     seen: set[tuple[int, int]] = set()
     mapped: dict[int, int] = {}
@@ -246,11 +278,15 @@ def unowned(pid: int, most: int) -> tuple[float, float]:
     for number, member in enumerate(descendants(pid)):
         if number > most:
             break
+        if time.thread_time() - begin > LOOK_CPU_S:
+            raise TooMany
+        member = _living_thread(member) if _has_left(member) else member
         with suppress(OSError):
             place = PROC / str(member) / "root/dev/shm"
             if place.stat().st_dev != own:  # one of the sandbox, and not this machine's
                 used = os.statvfs(place)
-                shm = max(shm, (used.f_blocks - used.f_bfree) * used.f_frsize)
+                own_kib = used.f_files - used.f_ffree  # a file without content takes memory, too
+                shm = max(shm, (used.f_blocks - used.f_bfree) * used.f_frsize + own_kib * 1024)
         mapped |= nameless_mappings(member)
         try:
             entries = list(islice(os.scandir(PROC / str(member) / "fd"), MOST_FILES))
@@ -269,6 +305,14 @@ def unowned(pid: int, most: int) -> tuple[float, float]:
     opened = {inode for _, inode in seen}
     disk += sum(size for inode, size in mapped.items() if inode not in opened)
     return (memory + shm) / MIB, disk / MIB
+
+
+def _has_left(pid: int) -> bool:
+    """Say whether the first thread of a process has ended."""
+    try:
+        return (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (OSError, IndexError):
+        return False
 
 
 def nameless_mappings(pid: int) -> dict[int, int]:
@@ -299,6 +343,10 @@ def _kib(text: str, name: str) -> int:
     """Return the number behind a line's name in a file of /proc; 0 where there is none."""
     start = text.find(f"\n{name}")
     return int(text[start + len(name) + 1 :].split(maxsplit=1)[0]) if start >= 0 else 0
+
+
+class TooMany(Exception):
+    """More files are open and mapped than can be looked at."""
 
 
 class TooDeep(Exception):

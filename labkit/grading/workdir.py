@@ -132,6 +132,7 @@ class Workdir:
             "LABKIT_PROFILE": profile,
             "LABKIT_WORKSPACE": self.seen(self.run),
             "NO_COLOR": "1",
+            "PYTHONNOUSERSITE": "1",  # no package in a home folder takes the place of a library
             # A thread that spins until its turn comes takes the turns of all others: beside ten
             # busy processes on two cores, a training took three times the CPU time.
             "OMP_WAIT_POLICY": "PASSIVE",

@@ -6,6 +6,7 @@ Every program here ends by itself at a few times its cap: a cap that fails shows
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -126,6 +127,28 @@ os.chmod("/tmp/a/b", 0)
 os.chmod("/tmp/a", 0)
 time.sleep(8)
 """
+WITHOUT_ITS_FIRST_THREAD = """
+import ctypes, threading, time
+def hold():
+    hoard = b"x" * 400 * 2**20
+    time.sleep(8)
+threading.Thread(target=hold).start()
+time.sleep(0.5)
+ctypes.CDLL(None).syscall(60, 0)
+"""
+GIVEN_TO_THE_LOG = """
+import ctypes, time
+give = ctypes.CDLL(None).fallocate
+give.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long]
+assert give(2, 1, 0, 300 * 2**20) == 0
+time.sleep(8)
+"""
+EMPTY_IN_SHM = """
+import time
+for number in range(150_000):
+    open(f"/dev/shm/{number}", "w").close()
+time.sleep(8)
+"""
 FORK_BOMB = """
 import os
 while True:
@@ -198,6 +221,9 @@ def runs(process: psutil.Process) -> bool:
         pytest.param(OOM, CHILDREN_GROW, {"memory_mib": 200}, id="memory of children"),
         pytest.param(PROCESSES, FORKS, {"processes": 20}, id="processes"),
         pytest.param(OOM, IN_SHM, {"memory_mib": 200}, id="memory behind a file"),
+        pytest.param(OOM, WITHOUT_ITS_FIRST_THREAD, {"memory_mib": 200}, id="memory, no leader"),
+        pytest.param(OOM, EMPTY_IN_SHM, {"memory_mib": 100}, id="memory of empty files"),
+        pytest.param(OUTPUT, GIVEN_TO_THE_LOG, {"output_mib": 1}, id="output that is not written"),
         pytest.param(PROCESSES, FORK_BOMB, {"processes": 20}, id="processes without end"),
         pytest.param(DISK, NAMELESS, {"disk_mib": 20}, id="disk without a name"),
         pytest.param(DISK, MAPPED, {"disk_mib": 20}, id="disk that is mapped only"),
@@ -343,16 +369,19 @@ print(sorted(os.listdir("/home")), Path("/etc/shadow").exists(), Path("/etc/host
     assert said == ["['lo']", "0 True", "True", "['student'] False False"]
 
 
-def test_no_user_namespace_opens_inside(isolation: Isolation, tmp_path: Path) -> None:
+def test_no_user_namespace_and_no_hidden_table_of_files_opens_inside(
+    isolation: Isolation, tmp_path: Path
+) -> None:
     program = """
 import ctypes, os
 libc = ctypes.CDLL(None, use_errno=True)
 for call in (lambda: libc.unshare(0x10000000), lambda: libc.syscall(56, 0x10000011, 0, 0, 0, 0),
+             lambda: libc.unshare(0x400), lambda: libc.syscall(56, 0x10900, 0, 0, 0, 0),
              lambda: libc.syscall(435, 0, 0)):
     print(call(), os.strerror(ctypes.get_errno()))
 """
     said = run(isolation, tmp_path, program).said.splitlines()
-    assert said == ["-1 Operation not permitted"] * 2 + ["-1 Function not implemented"]
+    assert said == ["-1 Operation not permitted"] * 4 + ["-1 Function not implemented"]
 
 
 def test_a_shortage_of_the_machine_stops_the_largest_only(
@@ -360,11 +389,24 @@ def test_a_shortage_of_the_machine_stops_the_largest_only(
 ) -> None:
     """Where others use more, nobody is stopped on their account; and it is nobody's verdict."""
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=0))
+    check_the_largest_only(isolation, tmp_path, monkeypatch, "memory")
+
+
+def test_a_shortage_of_disk_stops_the_largest_only(
+    isolation: Isolation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=0))
+    check_the_largest_only(isolation, tmp_path, monkeypatch, "disk")
+
+
+def check_the_largest_only(
+    isolation: Isolation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of: str
+) -> None:
     monkeypatch.setattr(watch, "PEERS", tmp_path / "peers")
-    (tmp_path / "peers").mkdir()
+    (tmp_path / "peers" / of).mkdir(parents=True)
     place = tmp_path / "workdir"
     place.mkdir()
-    other = tmp_path / "peers" / "1"
+    other = tmp_path / "peers" / of / "1"
     other.write_text("100000")
     os.utime(other, (time.time() + 3600,) * 2)  # a watch that is alive, however slow this machine
     small = run(isolation, place, "import time\ntime.sleep(2)", WIDE)

@@ -558,7 +558,8 @@ def test_the_loss_is_counted_in_points_of_accuracy(lab: Lab) -> None:
     [
         ({"int8": 0, "float": 100, "unknown": 0}, "by 0% weights of eight bits, expected 75%"),
         ({"int8": 70, "float": 30, "unknown": 0}, "by 70% weights of eight bits"),
-        ({"int8": 10**8, "float": 60_000, "unknown": 0}, "with 60,000 numbers of more than eight"),
+        ({"int8": 10**6, "float": 60_000, "unknown": 0}, "with 60,000 numbers of more than eight"),
+        ({"int8": 3 * 10**6, "float": 9, "unknown": 0}, "3,000,000 weights of eight bits, where"),
         ({"int8": 99, "float": 1, "unknown": 1}, "not quantized to INT8"),
         ({"int8": 0, "float": 0, "unknown": 0}, "not quantized to INT8"),
         ({"int8": True, "float": -1, "unknown": None}, "could not be counted"),
@@ -579,10 +580,10 @@ def test_int8_is_what_the_operators_multiply_by(
 
 def test_a_small_network_may_not_stay_as_it_was_either(lab: Lab) -> None:
     lab.sandbox.weights = 20_000
-    lab.sandbox.said["weights"] = {"int8": 10**6, "float": 20_000, "unknown": 0}
+    lab.sandbox.said["weights"] = {"int8": 20_000, "float": 6_000, "unknown": 0}
     found = lab.judge("04_quantize").measurements["04.onnx"]
     assert found.value is None and "expected 5,000 at most" in found.detail
-    lab.sandbox.said["weights"]["float"] = 2_000
+    lab.sandbox.said["weights"]["float"] = 2_000  # of 20,000
     assert lab.judge("04_quantize").measurements["04.onnx"].value is not None
 
 
@@ -951,6 +952,13 @@ def test_an_empty_page_and_rows_that_are_missing_cost_a_check_each(lab: Lab) -> 
     lab.write("report.json", report)
     lab.write("report.html", b"<html></html>")
     assert share(lab.judge("08_report")) == pytest.approx(1 / 3, abs=1e-3)
+
+
+def test_a_report_that_takes_long_to_read_is_not_read(lab: Lab) -> None:
+    report = lab.document("report.json")
+    lab.write("report.json", {**report, "claims": [{}] * 100_000})
+    (measurement,) = lab.judge("08_report").measurements.values()
+    assert "expected at most 300,000" in measurement.detail
 
 
 @pytest.mark.parametrize("rows", [7, True, "rows", {"name": "cifar10_onnx"}, [None], [[]], None])

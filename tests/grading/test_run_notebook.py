@@ -244,6 +244,25 @@ class TestInTheSandbox:
         assert ran.verdict in (STOPPED, TIMEOUT)
         assert shown(tmp_path)[-1] == "1\n"
 
+    def test_a_kernel_that_says_what_no_kernel_says_is_not_the_graders_fault(
+        self, run: Callable[..., Ran], tmp_path: Path
+    ) -> None:
+        ran = run(
+            "import time\nfrom ipykernel.kernelapp import IPKernelApp\n"
+            "IPKernelApp.instance().iopub_thread.socket.send_multipart([b'junk'])\ntime.sleep(1)",
+            "print(2)",
+        )
+        assert ran.verdict == STOPPED
+        assert (tmp_path / "keep" / "executed.ipynb").is_file()
+
+    def test_an_exercise_counts_whose_name_a_later_cell_uses_for_its_result(
+        self, run: Callable[..., Ran]
+    ) -> None:
+        solved = "def leaked(first, second): return shared(first, second)"
+        helper = "def shared(a, b): return len(set(a) & set(b))"
+        ran = run(helper, solved, "leaked = leaked([1], [1])", exercises=("ex-01-leak",))
+        assert measure_exercises(0, ran.answers)["ex-01-leak"].value == 1
+
     @pytest.mark.parametrize("name", ["papermill", "ipykernel", "jupyter_client", "run_cells"])
     def test_a_package_beside_the_notebook_replaces_nothing_of_the_graders(
         self, run: Callable[..., Ran], tmp_path: Path, name: str

@@ -1,7 +1,9 @@
-"""What a measured file starts in a session of its own does not see the next file."""
+"""What a measured file starts, leaves or says in another's place is of no use to the next file."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -35,24 +37,71 @@ def left(request):
     return count(request)
 
 
-HANDLERS = {"spawn": spawn, "left": left,
+def take_over(request):
+    Path("/dev/shm/left").write_text("for the next file")
+    heard = os.read(0, 1)
+    for descriptor in range(3, 60):
+        with contextlib.suppress(OSError):
+            os.write(descriptor, b'{"result": "forged"}\\n')
+    os.kill(os.getppid(), signal.SIGCONT)
+    return len(heard)
+
+
+def fail(request):
+    raise ValueError("the pixels are 1, 2, 3")
+
+
+def shm(request):
+    return [path.name for path in Path("/dev/shm").iterdir()]
+
+
+HANDLERS = {"spawn": spawn, "left": left, "take_over": take_over, "fail": fail, "shm": shm,
 """
+
+
+def test_what_is_measured_cannot_speak_for_the_next_file_nor_leave_it_anything(
+    isolation: Isolation, tmp_path: Path
+) -> None:
+    with measuring(isolation, tmp_path) as program:
+        program.tell(do="take_over", alone=True)
+        assert program.hear(30) == {"error": "the process that ran it ended without an answer"}
+        program.tell(do="shm", alone=True)
+        assert program.hear(30) == {"result": []}
+
+
+def test_the_text_of_an_error_is_not_told(isolation: Isolation, tmp_path: Path) -> None:
+    with measuring(isolation, tmp_path) as program:
+        program.tell(do="fail", alone=True)
+        assert program.hear(30) == {"error": "it raised ValueError when it was run"}
+
+
+def test_an_error_of_a_class_of_its_own_says_nothing() -> None:
+    told = measure_files.told(type("Pixels_1_2_3", (ValueError,), {})())
+    assert told == "it raised an error of its own when it was run"
+    assert measure_files.told(measure_files.NotLoaded("no such file")) == "no such file"
+
+
+@contextmanager
+def measuring(isolation: Isolation, folder: Path) -> Iterator[Program]:
+    """The program that measures, with other requests, in a sandbox."""
+    text = Path(measure_files.__file__).read_text(encoding="utf-8")
+    text = text.replace("    import_engines()\n", "").replace("\nHANDLERS = {\n", MORE)
+    source = folder / "program.py"
+    source.write_text(text, encoding="utf-8")
+    limits = Limits(wall_s=60, cpu_s=60)
+    with open_workdir(folder / "work", isolation) as workdir:
+        workdir.hand_over()
+        sandbox = workdir.sandbox("smoke", data=False)
+        with Program(source, isolation, sandbox, limits, workdir.writable, workdir.log) as program:
+            assert program.hear(30) == {"ready": True}
+            yield program
 
 
 def test_nothing_outlives_the_measurement_that_started_it(
     isolation: Isolation, tmp_path: Path
 ) -> None:
-    text = Path(measure_files.__file__).read_text(encoding="utf-8")
-    text = text.replace("    import_engines()\n", "").replace("\nHANDLERS = {\n", MORE)
-    source = tmp_path / "program.py"
-    source.write_text(text, encoding="utf-8")
-    limits = Limits(wall_s=60, cpu_s=60)
-    with open_workdir(tmp_path / "work", isolation) as workdir:
-        workdir.hand_over()
-        sandbox = workdir.sandbox("smoke", data=False)
-        with Program(source, isolation, sandbox, limits, workdir.writable, workdir.log) as program:
-            assert program.hear(30) == {"ready": True}
-            program.tell(do="spawn", alone=True)
-            assert program.hear(30) == {"result": 1}
-            program.tell(do="left", alone=True)  # killed, and a moment later gone
-            assert program.hear(30) == {"result": 0}
+    with measuring(isolation, tmp_path) as program:
+        program.tell(do="spawn", alone=True)
+        assert program.hear(30) == {"result": 1}
+        program.tell(do="left", alone=True)  # killed, and a moment later gone
+        assert program.hear(30) == {"result": 0}

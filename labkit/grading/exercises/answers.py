@@ -4,7 +4,8 @@ import base64
 import builtins
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ def ask_exercises(
     wanted: Iterable[str],
     limits: Limits,
     look_into: LookInto,
+    cells: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Call the exercises of a notebook whose cells have run.
 
@@ -62,13 +64,15 @@ def ask_exercises(
         wanted: The exercises that count.
         limits: Of the notebook; those that hold when a kernel has ended and cells run once more.
         look_into: Asks a model file that a function has written, in another sandbox.
+        cells: Sources of the notebook's cells: of these the last one that defines a function is run
+            again where a later one has given its name to something else.
 
     Returns:
         Exercise id → `{"answers": […], "cases": which}`, or `{"failure": …}` where the grader could
         not ask. With `"starved": True` where a call was late for want of CPU time.
     """
     exercises = [e for e in CATALOGUE if e.stage == stage and e.id in set(wanted)]
-    asker = _Asker(program, limits, look_into)
+    asker = _Asker(program, limits, look_into, cells)
     program.extend(CALLS_S, CALLS_S)
     with suppress(Stopped):  # what was answered until then counts
         if any(exercise.asks == "requests" for exercise in exercises):
@@ -106,13 +110,17 @@ class _Asker:
         program: It has run the cells.
         limits: See `ask_exercises`.
         look_into: See `ask_exercises`.
+        cells: See `ask_exercises`.
 
     Attributes:
         found: Exercise id → what came of it, see `ask_exercises`.
     """
 
-    def __init__(self, program: Program, limits: Limits, look_into: LookInto) -> None:
+    def __init__(
+        self, program: Program, limits: Limits, look_into: LookInto, cells: Sequence[str]
+    ) -> None:
         self._program, self._limits, self._look_into = program, limits, look_into
+        self._cells = cells
         self._served: Json = {}
         self.found: dict[str, Json] = {}
 
@@ -161,11 +169,17 @@ class _Asker:
         program.extend(CALLS_S, CALLS_S)
         return lives
 
+    def _definition(self, function: str) -> str:
+        """Return the source of the last cell that defines a function; empty where none does."""
+        starts = re.compile(rf"^(?:async +)?def +{function}\b", re.MULTILINE)
+        return next((source for source in reversed(self._cells) if starts.search(source)), "")
+
     def _answer(self, exercise: Exercise, case: HiddenCase) -> Json:
         """Return the answer to one hidden case."""
         requests = exercise.asks == "requests"
         request = {
             "function": exercise.function,
+            "source": self._definition(exercise.function),
             "arguments": case.arguments,
             "given": GIVEN if requests else [],
             "addresses": self._served.get("addresses", {}),

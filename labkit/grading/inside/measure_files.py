@@ -16,13 +16,18 @@ Requests:
 Each may have "limit_s", and "alone" where no process but those that were started here is within
 reach: then none of them outlives its request. Images are a file of uint8 (N, 3, 32, 32); "out"
 becomes float32 (N, 10).
+
+What a model says when it fails could carry the images out: only the kind of error is told, where
+code of a student's may have composed the text.
 """
 
 import base64
+import builtins
 import contextlib
 import ctypes
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -33,6 +38,7 @@ from typing import Any
 import numpy as np
 
 PR_SET_DUMPABLE = 4  # linux/prctl.h
+SHM = Path("/dev/shm")
 THREADS = 2
 BATCH = 250
 SERVED_BATCH = 50
@@ -49,7 +55,7 @@ def main() -> None:
     ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
     answers.write(json.dumps({"ready": True}) + "\n")
     for line in sys.stdin:
-        answers.write(json.dumps(in_child(json.loads(line))) + "\n")
+        answers.write(json.dumps(in_child(json.loads(line), answers.fileno())) + "\n")
 
 
 def import_engines() -> None:
@@ -62,18 +68,26 @@ def import_engines() -> None:
     import labkit.runtime  # noqa: F401
 
 
-def in_child(request: Request) -> dict[str, Any]:
-    """Handle a request in a forked child; its result, or what went wrong, as JSON."""
+def in_child(request: Request, answers: int) -> dict[str, Any]:
+    """Handle a request in a forked child; its result, or what went wrong, as JSON.
+
+    Args:
+        request: See the module.
+        answers: The descriptor for the answers to all requests.
+    """
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         os.setpgid(0, 0)
         os.close(reading)
+        # A model that takes over the child reads no other request, and answers none.
+        nothing = os.open(os.devnull, os.O_RDWR)
+        os.dup2(nothing, 0)
+        os.dup2(nothing, answers)
         try:
             answer = {"result": HANDLERS[request["do"]](request)}
         except BaseException as error:
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            answer = {"error": f"{type(error).__name__}: {first}"[:500]}
+            answer = {"error": told(error)}
         with os.fdopen(writing, "w") as stream:
             stream.write(json.dumps(answer))
         os._exit(0)
@@ -86,12 +100,28 @@ def in_child(request: Request) -> dict[str, Any]:
     if request.get("alone"):  # a loaded file may have started processes of their own session
         with contextlib.suppress(ProcessLookupError):
             os.kill(-1, signal.SIGKILL)
+        for path in SHM.iterdir():  # not seen from outside
+            with contextlib.suppress(OSError):
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     if text is None:
         return {"error": f"no answer after {request.get('limit_s', 120.0):g} s"}
     try:
         return json.loads(text)
     except ValueError:
         return {"error": "the process that ran it ended without an answer"}
+
+
+def told(error: BaseException) -> str:
+    """Return what is said of an error: a text that is not our own may carry the images out."""
+    if isinstance(error, NotLoaded):
+        return str(error)[:500]
+    kind = type(error).__name__
+    own = kind if getattr(builtins, kind, None) is type(error) else "an error of its own"
+    return f"it raised {own} when it was run"
+
+
+class NotLoaded(Exception):
+    """A file that could not be loaded; no image had been shown to it."""
 
 
 def read_until(descriptor: int, deadline: float) -> str | None:
@@ -122,7 +152,13 @@ def logits(request: Request) -> dict[str, Any]:
 
     pixels, path = load_images(request["images"]), Path(request["file"])
     load = NetworkRunner if path.name == "checkpoint.pt" else load_runner
-    runner = load(path, threads=THREADS)
+    try:
+        runner = load(path, threads=THREADS)
+    except Exception as error:
+        if path.name == "checkpoint.pt":  # whose network.py is code that sees the images, too
+            raise
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise NotLoaded(f"{type(error).__name__}: {first}") from None
     parts = [predict(runner, pixels[first:last], BATCH) for first, last in request["slices"]]
     together = np.concatenate(parts).astype(np.float32)
     together.tofile(request["out"])
@@ -404,7 +440,9 @@ def ask(address: str, model: str, request: Request, failed: dict[str, str]) -> N
     except Unreachable:  # it has ended the server
         raise
     except (ClientError, ValueError) as error:
-        failed[model] = str(error).splitlines()[0][:300]
+        composed = any(Path(request["repository"], model).glob("*/*.pt"))
+        first = "it raised an error of its own" if composed else str(error).splitlines()[0]
+        failed[model] = first[:300]
         return
     np.concatenate(parts).astype(np.float32).tofile(f"{request['out']}/{model}.f32")
 

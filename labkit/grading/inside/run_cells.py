@@ -378,9 +378,10 @@ def main() -> None:
             else:
                 raise ValueError(f"got {request['do']} before there is what it is about")
         except Exception as error:  # of a kernel that says what no kernel says
-            say(
-                {"failure": f"{type(error).__name__}: {error}"[:300], "stop": True, "ended": "lost"}
-            )
+            said = {"failure": f"{type(error).__name__}: {error}"[:300], "stop": True}
+            if request["do"] == "cell":  # then it had one, and the cell has made it say that
+                said |= {"cell": request["cell"], "count": None, "outputs": []}
+            say({**said, "ended": "lost"})
 
 
 ANSWERS = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="replace")

@@ -113,10 +113,11 @@ class ModelSandbox:
         return self._seen(IN, self._in, name)
 
     def clear(self) -> None:
-        """Remove what was put in and what came out, so that no file can learn from another."""
+        """Remove what was put in, came out or was left, so that no file can learn from another."""
         if self._program is None:
             return
-        for folder in (self._in, self._out):
+        workdir = self._workdir
+        for folder in (self._in, self._out, workdir.home, workdir.tmp, workdir.lab / "notebooks"):
             for path in folder.iterdir():
                 if path.is_dir() and not path.is_symlink():
                     remove(path)

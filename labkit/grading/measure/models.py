@@ -25,6 +25,7 @@ CLAIM_TOLERANCE = 0.005  # of an accuracy that is computed again from the same i
 INT8_CLAIM_TOLERANCE = 0.01  # INT8 kernels may round otherwise on another machine
 INT8_AGREEMENT = 0.7  # share of FP32's answers at least; in smoke 0.95 and more are measured
 INT8_WEIGHTS = 0.75  # share of the numbers behind operators that have eight bits, at least
+MOST_INT8 = 1.25  # of the numbers in model.onnx: of a quantizer it is the share that it changes
 # Numbers of more bits, at most, and no larger share of those in model.onnx: eight bits can be added
 # that change nothing. The lab's own files have 4,500 to 6,400, of 1.1 million.
 MOST_FLOATS = 50_000
@@ -160,7 +161,13 @@ def _require_int8(case: Case, name: str) -> None:
             f"{name} multiplies by {share:.0%} weights of eight bits, expected "
             f"{INT8_WEIGHTS:.0%} or more: not quantized to INT8"
         )
-    most = min(MOST_FLOATS, int((1 - INT8_WEIGHTS) * _numbers(case, "model.onnx")[1]))
+    _, before, _ = _numbers(case, "model.onnx")
+    if int8 > MOST_INT8 * before:  # bytes that are parts of numbers with more bits
+        raise UnfitFile(
+            f"{name} multiplies by {int8:,} weights of eight bits, where model.onnx has {before:,} "
+            "numbers: not quantized to INT8"
+        )
+    most = min(MOST_FLOATS, int((1 - INT8_WEIGHTS) * before))
     if others > most:
         raise UnfitFile(
             f"{name} computes with {others:,} numbers of more than eight bits, expected "

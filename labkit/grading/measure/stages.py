@@ -34,6 +34,7 @@ from labkit.report import REPORTED, build_report, marks, validate_report
 from labkit.workspace import Workspace
 
 PAGE_BYTES = 10_000
+MOST_REPORT_BYTES = 300_000  # the lab's own has a third; holding it against the schema takes time
 MAX_DETAIL = 800  # characters of a sentence for the student
 
 
@@ -153,6 +154,9 @@ def measure_report(case: Case) -> StageMeasurements:
 
 def _report_problem(case: Case, report: Any) -> str:
     """Hold a report against the evidence that the notebook was given; say what is wrong."""
+    size = case.own("report.json").stat().st_size
+    if size > MOST_REPORT_BYTES:
+        return f"report.json has {size:,} bytes, expected at most {MOST_REPORT_BYTES:,}"
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         workspace = Workspace(root, root / "model_repository")
