@@ -171,8 +171,8 @@ def main() -> int:
             f"{args.submissions} submission(s) in a class.\n",
             *rows,
             f"\n{per_h:.1f} submissions an hour with one worker{verdict}; overhead over the bare "
-            f"notebooks {overhead - 1:.0%}. By its CPU time {most_per_h:.1f} an hour is the most for "
-            f"{available_cores()} cores that are busy all the time.",
+            f"notebooks {overhead - 1:.0%}. By its CPU time {most_per_h:.1f} an hour is the most "
+            f"for {available_cores()} cores that are busy all the time.",
         ]
     )
     print(f"\n{text}")

@@ -31,7 +31,18 @@ MAX_NOTES = 20
 ARCHIVES = (".zip", ".rar", ".7z", ".gz", ".tgz", ".tar", ".bz2", ".xz")
 # Letters of other scripts that look like Latin ones, lower case.
 LOOK_ALIKE = str.maketrans("аеорсухіјѕԁһԛԝɡοαενικρτυχ", "aeopcyxijsdhqwgoaevikptux")
-PACKED = tuple(end for end in ARCHIVES if end != ".zip")  # not opened, and may hold notebooks
+PACKED = (
+    ".rar",
+    ".7z",
+    ".tgz",
+    ".tar",
+    ".tar.gz",
+    ".tar.bz2",
+    ".tar.xz",
+    ".ipynb.gz",
+    ".ipynb.bz2",
+    ".ipynb.xz",
+)  # not opened, and may hold notebooks
 UNOPENED = re.compile(rf"left out: .*\.({'|'.join(end[1:] for end in ARCHIVES)}) \(", re.IGNORECASE)
 MAX_SLUG = 40
 LIMIT_S = 60.0  # for reading one submission

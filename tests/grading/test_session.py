@@ -92,7 +92,7 @@ def test_a_seed_is_drawn_once_and_kept(tmp_path: Path, monkeypatch: pytest.Monke
     assert seed_for(begun(tmp_path).out) == 3, "a grading goes on with its own"
 
 
-@pytest.mark.parametrize("content", ['"5"', "-1", "null", str(2**31)])
+@pytest.mark.parametrize("content", ['"5"', "-1", "null", str(2**63)])
 def test_a_damaged_seed_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
 ) -> None:
