@@ -182,7 +182,8 @@ def regrade(
     session = Session.load(grades.absolute())
     if roster is not None:
         with _wrong_usage():
-            read_roster(roster)
+            if note := read_roster(roster, session.rubric.title).note:
+                console.print(f"[yellow]{escape(note)}[/]")
 
     def show(result: Result, measured: bool) -> None:
         how = "measured again" if measured else "from stored measurements"

@@ -4,6 +4,7 @@ A notebook is looked into once for what its content says, of which little is kep
 more where it is chosen: somebody may hand in many, and large ones.
 """
 
+import hashlib
 import re
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
@@ -74,12 +75,14 @@ class Content:
 
     Attributes:
         readable: Whether it can be read at all.
+        sha256: Of its cells, whatever they have shown; empty where it cannot be read.
         stages: Of which it has more than half of the named cells; where a tool has removed the
             names, those whose functions it all defines.
         untouched: Stages of which every exercise is as it was handed out.
     """
 
     readable: bool = False
+    sha256: str = ""
     stages: frozenset[str] = frozenset()
     untouched: frozenset[str] = frozenset()
 
@@ -110,11 +113,15 @@ class HandedOut:
             return Content()  # its name may still say which one it was to be
         found = grade_ids(notebook)
         named = {s for s, names in self._names.items() if 2 * len(found & names) > len(names)}
-        sources = {lines_of(cell.source) for cell in notebook.cells}
+        sources = [lines_of(cell.source) for cell in notebook.cells]
+        cells = repr([*zip((cell.cell_type for cell in notebook.cells), sources, strict=True)])
         return Content(
             True,
+            hashlib.sha256(cells.encode()).hexdigest(),
             frozenset(named or _stages_by_functions(notebook)),
-            frozenset(stage for stage, stubs in self._stubs.items() if stubs and stubs <= sources),
+            frozenset(
+                stage for stage, stubs in self._stubs.items() if stubs and stubs <= {*sources}
+            ),
         )
 
 
@@ -154,6 +161,7 @@ def find_notebooks(
             possible = [n for n in digests if PurePosixPath(n).suffix.lower() in OTHER_ENDS
                         and PurePosixPath(n).stem == stage]  # fmt: skip
             contents |= {name: handed_out.look_into(folder / name) for name in possible}
+            possible = [name for name in possible if contents[name].readable]
         ranks = {
             name: (
                 stage in contents[name].untouched,
@@ -169,12 +177,16 @@ def find_notebooks(
         different: dict[str, str] = {}
         for name in possible:
             if ranks[name] == best:
-                different.setdefault(digests[name], name)
+                different.setdefault(contents[name].sha256 or digests[name], name)
         outcome = _choose(stage, folder, list(different.values()))
         if isinstance(outcome, NotebookProblem):
             problems[stage] = outcome
         else:
-            others = {name: contents[name] for name in possible if digests[name] not in different}
+            others = {
+                name: contents[name]
+                for name in possible
+                if (contents[name].sha256 or digests[name]) not in different
+            }
             notes = filter(None, [outcome.note, *_ignored(stage, others, from_zips)])
             notebooks[stage] = replace(outcome, note="; ".join(notes))
     return notebooks, problems

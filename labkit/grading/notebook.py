@@ -5,6 +5,7 @@ a sentence. Only what counts is taken over: the cells' kinds, sources, ids, tags
 names. Outputs and other metadata, which editors and platforms damage, are not looked at.
 """
 
+import codecs
 import json
 import re
 from collections.abc import Mapping
@@ -112,13 +113,23 @@ def _parse(name: str, content: bytes) -> dict[str, Any]:
 
 
 def _text(content: bytes) -> str:
-    """Decode a file, whatever follows its end; bytes of another encoding become question marks."""
+    """Decode a file, whatever follows its end; bytes that are no UTF-8 are read as Windows' own."""
     encoding = json.detect_encoding(content)
     try:
         text = content.decode(encoding, "surrogatepass")
     except UnicodeDecodeError:
-        text = content.decode(encoding, "replace")
+        text = content.decode(encoding, "replace" if "utf-8" not in encoding else "as-windows")
     return text.lstrip("\ufeff").rstrip("\0\x1a\ufffd \t\r\n")
+
+
+def _as_windows(error: UnicodeError) -> tuple[str, int]:
+    """Decode the bytes at which UTF-8 has failed, see `codecs.register_error`."""
+    assert isinstance(error, UnicodeDecodeError)
+    wrong = error.object[error.start : error.end]
+    return wrong.decode("cp1252", "replace"), error.end
+
+
+codecs.register_error("as-windows", _as_windows)
 
 
 def _writable(text: str) -> str:
@@ -137,7 +148,10 @@ def _raw_cells(record: Mapping[str, Any]) -> list[Any]:
         found = [cell for sheet in sheets for cell in sheet.get("cells") or ()]
     if not isinstance(found, list):
         raise ValueError("it has no list of cells")
-    return [cell for cell in found if cell is not None]
+    cells = [cell for cell in found if isinstance(cell, dict)]
+    if found and not cells:
+        raise ValueError("nothing in its list of cells is a cell")
+    return cells
 
 
 def _fields(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,10 +161,12 @@ def _fields(raw: Mapping[str, Any]) -> dict[str, Any]:
         ValueError, TypeError, AttributeError, ArithmeticError: it is no cell.
     """
     is_run = {"outputs", "execution_count", "prompt_number"} & raw.keys()
-    kind = str(raw.get("cell_type", "code" if is_run else "markdown")).lower()
+    kind = str(raw.get("cell_type") or ("code" if is_run else "markdown")).lower()
     source = _strings(raw.get("source", raw.get("input", "")))
     if kind == "heading":  # of format 3
-        kind, source = "markdown", "#" * min(6, int(raw.get("level") or 1)) + " " + source
+        level = raw.get("level")
+        depth = level if isinstance(level, int) and level in range(1, 7) else 1
+        kind, source = "markdown", f"{'#' * depth} {source}"
     metadata = raw.get("metadata")
     metadata = metadata if isinstance(metadata, dict) else {}
     tags_ = metadata.get("tags")

@@ -6,7 +6,7 @@ import io
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Final
@@ -111,7 +111,7 @@ SEPARATORS: Final = ",;\t"  # of cells: as platforms and spreadsheets of some la
 OWN_COLUMNS: Final = ("student", "name", "email", "id", "section", "exempt")
 # A platform's number of a person: alone, or as Moodle writes it, "Participant 12345"; programs that
 # read a column with gaps write it as 12345.0.
-_NUMBER: Final = re.compile(r"(?:\D*\s)?(\d+)(?:\.0+)?")
+_NUMBER: Final = re.compile(r"\D*(\d+)(?:\.0{1,2})?")
 
 
 class RosterError(LabError):
@@ -217,7 +217,7 @@ def read_roster(path: Path | None, assignment: str = "") -> Roster:
         return NOBODY
     rows = _rows(path)
     header = _header(rows)
-    platform, columns = _columns(header)
+    platform, columns = _columns(rows)
     if not columns:
         raise RosterError(
             f"the roster {path} has the columns {', '.join(header) or '(none)'}; expected "
@@ -230,12 +230,11 @@ def read_roster(path: Path | None, assignment: str = "") -> Roster:
     for number, row in enumerate(rows[1:], start=2):
         cells = dict(zip_longest(header, row[: len(header)], fillvalue=""))
         fields = {columns[title]: cell for title, cell in cells.items() if title in columns}
-        try:
-            person = _person(fields, excused=bool(points) and cells[points].casefold() == "ex")
-        except ValueError as error:
-            raise RosterError(f"the roster {path}, row {number}: {error}") from error
+        person = _person(fields, excused=bool(points) and cells[points].casefold() == "ex")
         if not any(row) or not _is_person(person, platform):
             continue
+        if problem := _unclear(fields):
+            raise RosterError(f"the roster {path}, row {number}: {problem}")
         if not (platform or person.student):
             raise RosterError(
                 f"the roster {path} has no student in row {number}: enter the submission's name"
@@ -244,11 +243,13 @@ def read_roster(path: Path | None, assignment: str = "") -> Roster:
             cell.casefold() == "ex" for title, cell in cells.items() if _ASSIGNMENT.fullmatch(title)
         )
         key = (roster_key(person.student),) if person.student else _apart(person)
-        if found.setdefault(key, person) is not person and not (person.user and platform):
+        if key in found and not (person.user and platform):
             raise RosterError(
                 f"the roster {path} names {person.shown} twice, again in row {number}: "
                 "keep one of the rows"
             )
+        exempt = person.exempt or (key in found and found[key].exempt)  # one person, two sections
+        found[key] = replace(person, exempt=exempt)
     note = (
         f"the roster {path} has EX in {unread} rows, and not one column of an assignment that is "
         f"called {assignment or 'as the rubric'}: nobody was exempted by it"
@@ -283,7 +284,7 @@ def _rows(path: Path) -> list[list[str]]:
         raise RosterError(
             f"the roster {path} cannot be read ({problem}): save it as CSV, comma-separated, UTF-8"
         )
-    return next((rows for rows in readings if _columns(_header(rows))[1]), readings[0])
+    return next((rows for rows in readings if _columns(rows)[1]), readings[0])
 
 
 def _header(rows: list[list[str]]) -> list[str]:
@@ -291,14 +292,16 @@ def _header(rows: list[list[str]]) -> list[str]:
     return [title.lower() for title in rows[0]] if rows else []
 
 
-def _columns(header: list[str]) -> tuple[str, Mapping[str, str]]:
+def _columns(rows: list[list[str]]) -> tuple[str, Mapping[str, str]]:
     """Return whose export a file is, and what its columns are; none where it is not clear."""
-    titles = set(header)
-    is_own = {"student", "name"} <= titles
+    titles = set(_header(rows))
     assignments = {title for title in titles if _ASSIGNMENT.fullmatch(title)}
-    if not is_own and {"student", "lastname"} & titles and (
-        {"sis user id", "sis login id", "section"} & titles or assignments
-    ):  # fmt: skip
+    is_canvas = (
+        bool({"sis user id", "sis login id"} & titles)
+        or any(row and row[0].casefold().startswith(POINTS_POSSIBLE) for row in rows[1:4])
+        or ({"id", "section"} <= titles and bool(assignments))
+    )
+    if is_canvas and {"student", "lastname"} & titles and not {"student", "name"} <= titles:
         return CANVAS, CANVAS_COLUMNS
     if {"full name", "first name", "identifier"} & titles:
         return MOODLE, MOODLE_COLUMNS
@@ -330,23 +333,32 @@ def _apart(person: Person) -> tuple[str, ...]:
     )
 
 
-def _person(fields: Mapping[str, str], excused: bool) -> Person:
-    """Return one line of the roster.
+def _unclear(fields: Mapping[str, str]) -> str:
+    """Say what of a line is not clear: its number, or what it says of an exemption."""
+    for number in (fields.get("user", ""), fields.get("id", "")):
+        if re.fullmatch(r"[\d.,]+e[+-]?\d+", number, re.IGNORECASE):
+            return (
+                f"got the number {number}, which a spreadsheet has rounded: export the file again, "
+                "and do not save it with the spreadsheet"
+            )
+    number = fields.get("user", "")
+    if any(map(str.isdecimal, number)) and not _NUMBER.fullmatch(number):
+        return f"got the number {number}, expected digits only, such as 12345"
+    if _flag(fields) not in YES | NO:
+        return f"got {_flag(fields)!r} under exempt, expected yes, or nothing"
+    return ""
 
-    Raises:
-        ValueError: its number, or what it says of an exemption, is not clear.
-    """
+
+def _flag(fields: Mapping[str, str]) -> str:
+    """Return what stands under `exempt`, in small letters; a number without its decimals."""
+    return fields.get("exempt", "").casefold().removesuffix(".0")
+
+
+def _person(fields: Mapping[str, str], excused: bool) -> Person:
+    """Return one line of the roster."""
     first_last = f"{fields.get('first', '')} {fields.get('last', '')}".strip()
     number = fields.get("user", "")  # Moodle writes "Participant 12345", at times without a name
-    if re.fullmatch(r"[\d.,]+e[+-]?\d+", number, re.IGNORECASE):
-        raise ValueError(
-            f"got the number {number}, which a spreadsheet has rounded: export the file again, and "
-            "do not save it with the spreadsheet"
-        )
     whole = _NUMBER.fullmatch(number)
-    exempt = fields.get("exempt", "").casefold()
-    if exempt not in YES | NO:
-        raise ValueError(f"got {exempt!r} under exempt, expected yes, or nothing")
     return Person(
         student=fields.get("student", ""),
         name=fields.get("name", "") or first_last or ("" if number[:1].isdecimal() else number),
@@ -355,7 +367,7 @@ def _person(fields: Mapping[str, str], excused: bool) -> Person:
         user=whole[1] if whole else "",
         login=fields.get("login", ""),
         section=fields.get("section", ""),
-        exempt=excused or exempt in YES,
+        exempt=excused or _flag(fields) in YES,
         late="late" in fields.get("status", "").casefold(),
         graded=fields.get("graded", ""),
     )

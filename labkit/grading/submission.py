@@ -45,6 +45,7 @@ PACKED = (
 )  # not opened, and may hold notebooks
 UNOPENED = re.compile(rf"left out: .*\.({'|'.join(end[1:] for end in ARCHIVES)}) \(", re.IGNORECASE)
 MAX_SLUG = 40
+OF_A_CLASS = re.compile(r"submi|student|class|assign|hand|abgab|rendu|entreg", re.IGNORECASE)
 LIMIT_S = 60.0  # for reading one submission
 HASHED_NAME = re.compile(r".*-[0-9a-f]{10}")
 
@@ -195,18 +196,24 @@ def find_submissions(folder: Path) -> Found:
 
 
 def _is_class(path: Path) -> bool:
-    """Return whether several folders in one hold the same notebook, and it none itself."""
-    if not path.is_dir() or (path / "notebooks").is_dir():
-        return False
-    if any(map(notebook_name, _names_below(path, "*"))):
-        return False
+    """Return whether several folders in one hold the same notebook, and it none itself.
+
+    Two of them may be one person's old and new version, unless the folder is called otherwise.
+    """
     times: Counter[str] = Counter()
-    for child in sorted(path.iterdir()):
-        is_zip = child.suffix.lower() == ".zip" and child.is_file()
-        names = names_in_zip(child) if is_zip else _names_below(child, "**/*")
-        own = {notebook_name(PurePosixPath(name).name).removesuffix(".ipynb") for name in names}
-        times.update(own & set(STAGES))
-    return max(times.values(), default=0) > 1
+    try:
+        if not path.is_dir() or (path / "notebooks").is_dir():
+            return False
+        if any(map(notebook_name, _names_below(path, "*"))):
+            return False
+        for child in sorted(path.iterdir()):
+            is_zip = child.suffix.lower() == ".zip" and child.is_file()
+            names = names_in_zip(child) if is_zip else _names_below(child, "**/*")
+            own = {notebook_name(PurePosixPath(name).name).removesuffix(".ipynb") for name in names}
+            times.update(own & set(STAGES))
+    except OSError:  # told when it is taken in
+        return False
+    return max(times.values(), default=0) > (1 if OF_A_CLASS.search(path.name) else 2)
 
 
 def _names_below(folder: Path, pattern: str) -> list[str]:
@@ -261,7 +268,7 @@ def _of_platform(files: list[tuple[Name, Path]]) -> Source:
         latest,
         platform=first.platform,
         user=first.user,
-        prefix=_printable(max((name for name, _ in files), key=lambda n: n.attachment).prefix),
+        prefix=_writable(max((name for name, _ in files), key=lambda n: n.attachment).prefix),
         late=late,
         notes=tuple(notes),
     )
@@ -282,12 +289,13 @@ def _own_name(name: Name, given: Container[str]) -> tuple[str, int]:
 
 def _student(name: str) -> str:
     """Return a student's name as every system would write it, on one line."""
-    return _printable(unicodedata.normalize("NFC", name).strip()) or "_"
+    normal = unicodedata.normalize("NFC", name).strip()
+    return "".join(char if char.isprintable() else "_" for char in normal) or "_"
 
 
-def _printable(name: str) -> str:
-    """Return a name that can be written anywhere; bytes that are no UTF-8 cannot."""
-    return "".join(char if char.isprintable() else "_" for char in name)
+def _writable(name: str) -> str:
+    """Return a name in which bytes that are no UTF-8, and cannot be written, are replaced."""
+    return re.sub("[\ud800-\udfff]", "_", name)
 
 
 def _told_apart(sources: list[Source]) -> list[Source]:

@@ -79,10 +79,10 @@ def folder_entries(root: Path, inside: str, notes: list[str]) -> Iterator[Entry]
         return
     for child in children:
         raw = f"{inside}/{child.name}" if inside else child.name
-        if _is_ignored(raw):
+        name = _folder_name(raw)
+        if _is_ignored(name):
             continue
         mode = child.stat(follow_symlinks=False).st_mode
-        name = _folder_name(raw)
         if problem := _name_problem(name):
             notes.append(left_out(raw, problem))
         elif stat.S_ISDIR(mode):
@@ -290,12 +290,12 @@ def take(
     place = _Staging(staging, notes)
     for name, path in paths.items():
         if path.is_dir():
-            place.copy(folder_entries(path, "", notes), name)
+            place.copy(folder_entries(path, "", notes), _folder_name(name))
         elif is_zip:
             place.take_zip(path.parent, path.name)
         elif name.lower().endswith(".zip"):
             try:
-                place.take_zip(path.parent, path.name, name[: -len(".zip")])
+                place.take_zip(path.parent, path.name, _folder_name(name)[: -len(".zip")])
             except Damaged as error:
                 if len(paths) == 1:
                     raise

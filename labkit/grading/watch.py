@@ -137,7 +137,7 @@ class Watch:
             if real.memory_mib + self._unowned_mib > limits.memory_mib:
                 return OOM, f"used more than {limits.memory_mib:,} MiB of memory"
         short = psutil.virtual_memory().available < RESERVE_MIB * MIB
-        if short and self._is_largest("memory", memory_mib):
+        if self._is_to_end(short, "memory", memory_mib):
             return SHORTAGE, f"ran while the machine had less than {RESERVE_MIB} MiB of memory left"
         if self.seconds > limits.wall_s:
             return TIMEOUT, f"was not done after {limits.wall_s:g} s"
@@ -167,28 +167,36 @@ class Watch:
         if files > limits.files:
             return DISK, f"made more than {limits.files:,} files"
         short = shutil.disk_usage(self.folder).free < RESERVE_MIB * MIB
-        if short and self._is_largest("disk", used_mib + self.log.stat().st_blocks * 512 / MIB):
+        log_mib = self.log.stat().st_blocks * 512 / MIB
+        if self._is_to_end(short, "disk", used_mib + log_mib):
             return SHORTAGE, f"ran while the machine had less than {RESERVE_MIB} MiB of disk left"
         return None
 
-    def _is_largest(self, of: str, mib: float) -> bool:
-        """Say whether, of all programs that are watched on this machine, this one uses most.
+    def _is_to_end(self, short: bool, of: str, mib: float) -> bool:
+        """Say whether this program ends for a shortage: of all that are watched it uses most.
 
         The machine's shortage is nobody's own fault; but somebody has to be stopped. Each watch
         that sees it writes down what it has, and only the largest stops its program.
 
         Args:
+            short: Whether the machine is short.
             of: `memory` or `disk`.
             mib: What it has of it, in MiB.
         """
-        peers = PEERS / of
-        peers.mkdir(mode=0o700, parents=True, exist_ok=True)
-        mine = (mib, self.pid)
-        beside = peers / f"{self.pid}.new"  # renamed: nobody reads half a number
-        beside.write_text(f"{mib}")
-        beside.replace(peers / str(self.pid))
+        if not short:
+            self._short_since.pop(of, None)
+            return False
+        peers, mine = PEERS / of, (mib, self.pid)
+        try:
+            for folder in (PEERS, peers):
+                folder.mkdir(mode=0o700, exist_ok=True)
+            beside = peers / f"{self.pid}.new"  # renamed: nobody reads half a number
+            beside.write_text(f"{mib}")
+            beside.replace(peers / str(self.pid))
+        except OSError:  # no room even for that
+            return True
         first = self._short_since.setdefault(of, time.monotonic())
-        if time.monotonic() < first + 3 * (POLL_S if of == "memory" else SCAN_EVERY_S):
+        if time.monotonic() < first + (3 * POLL_S if of == "memory" else SCAN_EVERY_S):
             return False  # the others have not yet had their turn
         others = []
         for path in peers.iterdir():

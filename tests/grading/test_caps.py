@@ -377,11 +377,12 @@ import ctypes, os
 libc = ctypes.CDLL(None, use_errno=True)
 for call in (lambda: libc.unshare(0x10000000), lambda: libc.syscall(56, 0x10000011, 0, 0, 0, 0),
              lambda: libc.unshare(0x400), lambda: libc.syscall(56, 0x10900, 0, 0, 0, 0),
-             lambda: libc.syscall(435, 0, 0)):
+             lambda: libc.syscall(435, 0, 0), lambda: libc.syscall(436, 100_000, 100_001, 2),
+             lambda: libc.syscall(425, 1, 0)):
     print(call(), os.strerror(ctypes.get_errno()))
 """
     said = run(isolation, tmp_path, program).said.splitlines()
-    assert said == ["-1 Operation not permitted"] * 4 + ["-1 Function not implemented"]
+    assert said == ["-1 Operation not permitted"] * 4 + ["-1 Function not implemented"] * 3
 
 
 def test_a_shortage_of_the_machine_stops_the_largest_only(

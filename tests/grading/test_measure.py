@@ -697,6 +697,37 @@ def test_a_program_that_does_not_start_is_the_graders_trouble(
 
 
 @pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("it raised ValueError when it was run", "it raised ValueError when it was run"),
+        ("no answer after 120 s", "no answer after 120 s"),
+        (
+            "NetworkError: network.py does not run by itself (NameError: name 'x' is not defined):",
+            "NetworkError: network.py does not run by itself (NameError: name 'x' is not defined)",
+        ),
+        (
+            "NetworkError: network.py does not run by itself (ValueError: pixels 1, 2, 3)",
+            "NetworkError: network.py does not run by itself (ValueError)",
+        ),
+        ("IMAGES 1, 2, 3", "it failed in words of its own"),
+    ],
+)
+def test_what_is_told_of_a_network_is_the_graders_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, told: str
+) -> None:
+    program = MagicMock(used=(0.0, 0.0), breach=None)
+    program.hear.side_effect = [{"ready": True}, {"error": said}]
+    monkeypatch.setattr(model_sandbox, "Program", lambda *given: program)
+    with ModelSandbox(Isolation(NONE), "smoke", tmp_path / "work", tmp_path) as sandbox:
+        sandbox._stack = MagicMock(**{"enter_context.side_effect": lambda given: given})
+        sandbox._program = program
+        with pytest.raises(UnfitFile) as failed:
+            sandbox.ask(do="logits", file="/in/checkpoint.pt")
+        assert str(failed.value) == told
+        sandbox._program = None
+
+
+@pytest.mark.parametrize(
     "answer", [None, [], "x", {}, {"failed": []}, {"failed": {"cifar10_onnx": ["x" * 9_000_000]}}]
 )
 def test_a_strange_answer_of_the_server_is_no_error(lab: Lab, answer: Any) -> None:

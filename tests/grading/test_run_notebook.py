@@ -263,6 +263,19 @@ class TestInTheSandbox:
         ran = run(helper, solved, "leaked = leaked([1], [1])", exercises=("ex-01-leak",))
         assert measure_exercises(0, ran.answers)["ex-01-leak"].value == 1
 
+    def test_what_can_be_called_counts_whatever_it_is(self, run: Callable[..., Ran]) -> None:
+        stub = "import functools\ndef leaked(first, second): raise NotImplementedError"
+        mine = (
+            "def mine(a, b, c): return len(set(a) & set(b))\nleaked = functools.partial(mine, c=1)"
+        )
+        ran = run(stub, mine, exercises=("ex-01-leak",))
+        assert measure_exercises(0, ran.answers)["ex-01-leak"].value == 1
+
+    def test_only_definitions_of_a_cell_run_again(self, run: Callable[..., Ran]) -> None:
+        solved = "%time\ndef leaked(a, b): return len(set(a) & set(b))\nimport time; time.sleep(7)"
+        ran = run(solved, "leaked = 5", exercises=("ex-01-leak",))
+        assert measure_exercises(0, ran.answers)["ex-01-leak"].value == 1
+
     @pytest.mark.parametrize("name", ["papermill", "ipykernel", "jupyter_client", "run_cells"])
     def test_a_package_beside_the_notebook_replaces_nothing_of_the_graders(
         self, run: Callable[..., Ran], tmp_path: Path, name: str

@@ -5,17 +5,19 @@ back is JSON as an output that no notebook keeps. Nothing here is secret, and no
 a student's code may have replaced any of it, and then still has to give right answers.
 """
 
+import ast
 import base64
 import heapq
 import json
 import math
 import numbers
+import re
 import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
-from types import FunctionType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,7 @@ MAX_FILE_BYTES = 4 * 2**20
 MAX_DEPTH = 8  # lists in lists of an answer
 VIEWS: tuple[Any, ...] = (type({}.keys()), type({}.values()))
 SEQUENCES: tuple[Any, ...] = (list, tuple, range, *VIEWS)
+DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
 class UnfitAnswer(Exception):
@@ -133,8 +136,9 @@ def answer(request: dict[str, Any], names: dict[str, Any]) -> dict[str, Any]:
         folder = Path(place)
         names.update(made_for_it(request.get("given", ()), addresses))
         function = names.get(request["function"])
-        if not isinstance(function, FunctionType):  # a later cell may use its name for a result
-            function = defined_again(request, names) or function
+        if not callable(function) or isinstance(function, results()):
+            # A later cell has given its name to something else, such as a result.
+            function = names[request["function"]] = defined_again(request, names) or function
         if not callable(function):
             return {"error": "Undefined"}
         arguments = [read(value, folder) for value in request["arguments"]]
@@ -161,11 +165,19 @@ def answer(request: dict[str, Any], names: dict[str, Any]) -> dict[str, Any]:
             return {"error": type(error).__name__}
 
 
+def results() -> tuple[type, ...]:
+    """Return the kinds of things that can be called and are no function of a student's."""
+    torch = sys.modules.get("torch")
+    return (type, torch.nn.Module) if torch else (type,)
+
+
 def defined_again(request: dict[str, Any], names: dict[str, Any]) -> Any:
-    """Run the cell that defines the function once more, beside the notebook's names."""
-    beside = dict(names)
+    """Run imports and definitions of the cell that defines the function, beside all names."""
+    beside, plain_python = dict(names), re.sub(r"(?m)^\s*[%!].*$", "", request["source"])
     try:
-        exec(compile(request["source"], "<exercise>", "exec"), beside)
+        tree = ast.parse(plain_python)
+        tree.body = [node for node in tree.body if isinstance(node, DEFINITIONS)]
+        exec(compile(tree, "<exercise>", "exec"), beside)
     except Exception:
         return None
     found = beside.get(request["function"])

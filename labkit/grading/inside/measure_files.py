@@ -17,8 +17,8 @@ Each may have "limit_s", and "alone" where no process but those that were starte
 reach: then none of them outlives its request. Images are a file of uint8 (N, 3, 32, 32); "out"
 becomes float32 (N, 10).
 
-What a model says when it fails could carry the images out: only the kind of error is told, where
-code of a student's may have composed the text.
+What a model says when it fails could carry the images out: once it runs, only the kind of error is
+told. Beside `network.py` the grader believes neither, see `ModelSandbox.ask`.
 """
 
 import base64
@@ -101,7 +101,7 @@ def in_child(request: Request, answers: int) -> dict[str, Any]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(-1, signal.SIGKILL)
         for path in SHM.iterdir():  # not seen from outside
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, RecursionError):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     if text is None:
         return {"error": f"no answer after {request.get('limit_s', 120.0):g} s"}
@@ -155,8 +155,6 @@ def logits(request: Request) -> dict[str, Any]:
     try:
         runner = load(path, threads=THREADS)
     except Exception as error:
-        if path.name == "checkpoint.pt":  # whose network.py is code that sees the images, too
-            raise
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise NotLoaded(f"{type(error).__name__}: {first}") from None
     parts = [predict(runner, pixels[first:last], BATCH) for first, last in request["slices"]]

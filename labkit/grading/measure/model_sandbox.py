@@ -1,5 +1,7 @@
 """The grader's side of a sandboxed measurement: hand files in, ask, take raw numbers out."""
 
+import builtins
+import re
 import shutil
 import tempfile
 from contextlib import ExitStack
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 from labkit.grading import inside as inside_
 from labkit.grading.limits import Limits
 from labkit.grading.results import SHORTAGE
-from labkit.grading.sandbox import BUBBLEWRAP, Isolation, Program, Stopped
+from labkit.grading.sandbox import BUBBLEWRAP, HOME, LAB, TMP, Isolation, Program, Stopped
 from labkit.grading.untrusted import UnfitFile, read_plain
 from labkit.grading.workdir import open_workdir, remove
 from labkit.server.engine import STAND_IN
@@ -23,6 +25,17 @@ START_S = 60.0
 IMAGES, IN, OUT = "/images", "/in", "/out"  # as seen from inside
 LIMITS = Limits(wall_s=24 * 3_600, cpu_s=24 * 3_600, memory_mib=4_000)
 Floats = NDArray[np.float32]
+
+
+# All that is told of an error beside network.py: it sees the images, and can say anything.
+KINDS = "|".join(name for name, kind in vars(builtins).items()
+                 if isinstance(kind, type) and issubclass(kind, BaseException))  # fmt: skip
+OWN_WORDS = re.compile(
+    rf"it raised (an error of its own|{KINDS}) when it was run|no answer after [\d.]{{1,9}} s"
+    r"|the process that ran it ended without an answer|NetworkError: (there is no (checkpoint\.pt"
+    r"|network\.py)|checkpoint\.pt (is damaged|holds no|does not fit)|network\.py does not run by "
+    rf"itself \(({KINDS})(: name '\w{{1,20}}' is not defined)?)"
+)
 
 
 class NotMeasured(UnfitFile):
@@ -86,7 +99,11 @@ class ModelSandbox:
         folders = {IMAGES: self._images, IN: self._in}
         sandbox = self._workdir.sandbox(self._profile, folders, data=False, runtime=self._runtime)
         if self._isolation.kind == BUBBLEWRAP:
-            sandbox = replace(sandbox, read_write={**sandbox.read_write, OUT: self._out})
+            own = {path: sandbox.read_write[path] for path in (TMP, HOME)}
+            lab = {LAB: sandbox.read_write[LAB]}  # nothing is written there
+            sandbox = replace(
+                sandbox, read_write={**own, OUT: self._out}, read_only={**sandbox.read_only, **lab}
+            )
         source = Path(inside_.__file__).parent / "measure_files.py"
         writable, log = self._workdir.writable, self._workdir.log
         self._program = self._stack.enter_context(
@@ -116,13 +133,16 @@ class ModelSandbox:
         """Remove what was put in, came out or was left, so that no file can learn from another."""
         if self._program is None:
             return
-        workdir = self._workdir
-        for folder in (self._in, self._out, workdir.home, workdir.tmp, workdir.lab / "notebooks"):
-            for path in folder.iterdir():
-                if path.is_dir() and not path.is_symlink():
-                    remove(path)
-                else:
-                    path.unlink(missing_ok=True)
+        try:
+            # Each is a mount of its own, so that no link can have taken its place.
+            for folder in (self._in, self._out, self._workdir.home, self._workdir.tmp):
+                for path in folder.iterdir():
+                    if path.is_dir() and not path.is_symlink():
+                        remove(path)
+                    else:
+                        path.unlink(missing_ok=True)
+        except OSError:  # hidden from us: the next question gets another sandbox
+            self.stop()
 
     @property
     def outbox(self) -> str:
@@ -210,7 +230,11 @@ class ModelSandbox:
             return answer["result"]
         late = program.used[0] - begin[0] >= limit_s
         self.starved |= late and program.starved_since(begin)
-        raise NotMeasured(str(answer.get("error", "no reason was given"))[:500])
+        said = str(answer.get("error", "no reason was given"))[:500]
+        if str(request.get("file", "")).endswith("checkpoint.pt"):
+            known = OWN_WORDS.match(said)
+            said = known[0] + ")" * ("(" in known[0]) if known else "it failed in words of its own"
+        raise NotMeasured(said)
 
     def look_into(self, content: bytes, images: Any) -> dict[str, Any]:
         """Ask a model file that an exercise has written; returns an answer of that exercise."""
