@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from labkit.grading.inside import measure_files
 from labkit.grading.limits import Limits
+from labkit.grading.measure import model_sandbox
+from labkit.grading.measure.model_sandbox import ModelSandbox
 from labkit.grading.sandbox import Isolation, Program
 from labkit.grading.workdir import open_workdir
 
@@ -55,7 +58,27 @@ def shm(request):
     return [path.name for path in Path("/dev/shm").iterdir()]
 
 
+def plant(request):
+    failed = []
+    for step in (lambda: os.rename("/lab/notebooks", "/lab/x"),
+                 lambda: os.symlink(request["victim"], "/lab/notebooks")):
+        try:
+            step()
+        except OSError as error:
+            failed.append(error.strerror)
+    for place in (os.environ["HOME"], os.environ["TMPDIR"]):
+        os.symlink(request["victim"], f"{place}/link")
+        Path(place, "left").write_text("for the next file")
+    os.chmod(os.environ["HOME"], 0)
+    return failed
+
+
+def seen(request):
+    return [str(p) for name in ("HOME", "TMPDIR") for p in Path(os.environ[name]).iterdir()]
+
+
 HANDLERS = {"spawn": spawn, "left": left, "take_over": take_over, "fail": fail, "shm": shm,
+            "plant": plant, "seen": seen,
 """
 
 
@@ -67,6 +90,23 @@ def test_what_is_measured_cannot_speak_for_the_next_file_nor_leave_it_anything(
         assert program.hear(30) == {"error": "the process that ran it ended without an answer"}
         program.tell(do="shm", alone=True)
         assert program.hear(30) == {"result": []}
+
+
+def test_what_is_left_is_cleared_away_and_nothing_behind_a_link(
+    isolation: Isolation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_program(tmp_path)
+    monkeypatch.setattr(model_sandbox, "inside_", SimpleNamespace(__file__=str(source)))
+    victim, images = tmp_path / "victim", tmp_path / "images"
+    for folder in (victim, images):
+        folder.mkdir()
+    (victim / "thesis").write_text("all of it")
+    with ModelSandbox(isolation, "smoke", tmp_path / "work", images) as sandbox:
+        said = sandbox.ask(do="plant", victim=str(victim))
+        assert said[0] == "Read-only file system" and len(said) == 2
+        sandbox.clear()
+        assert sandbox.ask(do="seen") == []
+    assert (victim / "thesis").read_text() == "all of it"
 
 
 def test_the_text_of_an_error_is_not_told(isolation: Isolation, tmp_path: Path) -> None:
@@ -81,13 +121,19 @@ def test_an_error_of_a_class_of_its_own_says_nothing() -> None:
     assert measure_files.told(measure_files.NotLoaded("no such file")) == "no such file"
 
 
+def write_program(folder: Path) -> Path:
+    """Write the program that measures, with further requests."""
+    text = Path(measure_files.__file__).read_text(encoding="utf-8")
+    text = text.replace("    import_engines()\n", "").replace("\nHANDLERS = {\n", MORE)
+    source = folder / "measure_files.py"
+    source.write_text(text, encoding="utf-8")
+    return source
+
+
 @contextmanager
 def measuring(isolation: Isolation, folder: Path) -> Iterator[Program]:
     """The program that measures, with other requests, in a sandbox."""
-    text = Path(measure_files.__file__).read_text(encoding="utf-8")
-    text = text.replace("    import_engines()\n", "").replace("\nHANDLERS = {\n", MORE)
-    source = folder / "program.py"
-    source.write_text(text, encoding="utf-8")
+    source = write_program(folder)
     limits = Limits(wall_s=60, cpu_s=60)
     with open_workdir(folder / "work", isolation) as workdir:
         workdir.hand_over()

@@ -136,6 +136,7 @@ class ModelSandbox:
         try:
             # Each is a mount of its own, so that no link can have taken its place.
             for folder in (self._in, self._out, self._workdir.home, self._workdir.tmp):
+                folder.chmod(0o755)
                 for path in folder.iterdir():
                     if path.is_dir() and not path.is_symlink():
                         remove(path)
