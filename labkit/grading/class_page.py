@@ -29,7 +29,7 @@ MOST_GROUPS: Final = 12
 MOST_NAMES: Final = 8  # of a list
 RANGES: Final = 10  # of totals
 NO_ISOLATION: Final = "none"
-ALIKE: Final = "looks like it"  # in the note of `submission.find_submissions`
+ALIKE: Final = "looks like it"  # in the note of `find_submissions`
 HIGH_SHARE: Final = 0.9  # of the points: with an error as well, one of the two may be wrong
 
 

@@ -23,12 +23,13 @@ from typing import Any
 
 from labkit.chain import end_with_parent
 from labkit.errors import LabError
+from labkit.grading.find_submissions import Source, find_submissions, safe_name
 from labkit.grading.grade import HOME, WORK, Submission, reference_notebooks, scored
 from labkit.grading.limits import enter_grader
 from labkit.grading.measure.images import GradingImages
 from labkit.grading.results import FAILED, REJECTED, Result, ResultError, read_result, write_result
 from labkit.grading.session import Session, locked, own_cores, require_runtime
-from labkit.grading.submission import Source, find_submissions, safe_name, take_in_time
+from labkit.grading.submission import take_in_time
 from labkit.grading.workdir import make_home, readable, remove
 from labkit.workspace import CorruptFile, read_json, write_json
 

@@ -18,7 +18,7 @@ from labkit.grading.results import GRADED, OK, Result
 
 if TYPE_CHECKING:
     from labkit.grading.classroom import Event
-    from labkit.grading.submission import Source
+    from labkit.grading.find_submissions import Source
 
 app = typer.Typer()
 console = Console(soft_wrap=True, highlight=False)
@@ -71,13 +71,14 @@ def grade(
     from labkit.download import FOLDER, fetch
     from labkit.grading.carry_forward import Reference, reference_folder
     from labkit.grading.classroom import LOCAL_CLUSTER, grade_class
+    from labkit.grading.find_submissions import find_submissions
     from labkit.grading.limits import memory_for
     from labkit.grading.publish import ROSTER, publish
     from labkit.grading.roster import read_roster
     from labkit.grading.rubric import load_rubric
     from labkit.grading.sandbox import BUBBLEWRAP, NONE, find_isolation, require_readable
     from labkit.grading.session import Session, require_runtime, runtime_for, seed_for
-    from labkit.grading.submission import find_submissions, unopened
+    from labkit.grading.submission import unopened
     from labkit.grading.workdir import SERVER
     from labkit.server.engine import NATIVE
     from labkit.workspace import cache_dir

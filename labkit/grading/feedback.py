@@ -9,11 +9,11 @@ from typing import Final
 
 from labkit.chain import STAGES, CellFinding
 from labkit.grading.exercises import EXERCISES
+from labkit.grading.find_submissions import safe_name
 from labkit.grading.notebook_page import render_notebook, stopped_cell
 from labkit.grading.pages import INDEX, environment, words_for, write_page
 from labkit.grading.results import ERROR, GRADED, ItemResult, Result, StageRecord
 from labkit.grading.rubric import UNLOCKS
-from labkit.grading.submission import safe_name
 from labkit.workspace import MADE_BY
 
 EXECUTED: Final = "executed.ipynb"

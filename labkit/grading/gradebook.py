@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
+from labkit.grading.find_submissions import safe_name
 from labkit.grading.pages import by_name, one_line, points_text, words_for
 from labkit.grading.results import GRADED, Result
 from labkit.grading.roster import CANVAS, MOODLE, NOBODY, Person, Roster
-from labkit.grading.submission import safe_name
 from labkit.workspace import atomic_path, write_text
 
 NO_SUBMISSION: Final = "no submission"

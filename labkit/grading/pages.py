@@ -12,8 +12,8 @@ from urllib.parse import quote
 
 import jinja2
 
+from labkit.grading.find_submissions import safe_name
 from labkit.grading.results import Result
-from labkit.grading.submission import safe_name
 from labkit.html_templates import templates
 from labkit.workspace import write_text
 

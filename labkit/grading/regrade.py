@@ -9,6 +9,7 @@ from pathlib import Path
 from labkit.chain import STAGES
 from labkit.grading.carry_forward import CarryForward, kept
 from labkit.grading.exercises import measure_exercises, read_answers
+from labkit.grading.find_submissions import safe_name
 from labkit.grading.grade import EXERCISE_ANSWERS, WORK, measure_sha256, scored
 from labkit.grading.measure import Case, measure_patiently
 from labkit.grading.measure.images import GradingImages, ImageFiles
@@ -22,7 +23,6 @@ from labkit.grading.session import (
     locked,
     require_runtime,
 )
-from labkit.grading.submission import safe_name
 from labkit.grading.workdir import readable, remove
 
 

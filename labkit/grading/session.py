@@ -16,10 +16,10 @@ from pydantic.dataclasses import dataclass
 
 from labkit.errors import LabError, UsageError
 from labkit.grading.carry_forward import Reference
+from labkit.grading.find_submissions import safe_name
 from labkit.grading.results import Result, read_result
 from labkit.grading.rubric import RUBRIC, Rubric, load_rubric
 from labkit.grading.sandbox import BUBBLEWRAP, Isolation, find_isolation
-from labkit.grading.submission import safe_name
 from labkit.grading.untrusted import short_line
 from labkit.server import choose_runtime
 from labkit.server.engine import NATIVE, STAND_IN

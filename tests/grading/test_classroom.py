@@ -20,6 +20,7 @@ from tiny import write_notebook
 
 from labkit.grading import classroom, submission
 from labkit.grading.classroom import Event, grade_class, run_worker
+from labkit.grading.find_submissions import Source, find_submissions
 from labkit.grading.grade import reference_notebooks, scored
 from labkit.grading.publish import mark_copies
 from labkit.grading.results import (
@@ -32,7 +33,7 @@ from labkit.grading.results import (
     write_result,
 )
 from labkit.grading.session import GradingRuns, Session, locked
-from labkit.grading.submission import Intake, Source, find_submissions, take_in
+from labkit.grading.submission import Intake, take_in
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from labkit.grading import sandbox
 from labkit.grading import session as session_module
 from labkit.grading.classroom import Event, grade_class, source_of
 from labkit.grading.commands import describe
+from labkit.grading.find_submissions import Source
 from labkit.grading.grade import reference_notebooks, scored
 from labkit.grading.results import (
     FAILED,
@@ -36,7 +37,7 @@ from labkit.grading.results import (
 )
 from labkit.grading.rubric import RUBRIC
 from labkit.grading.session import Session, locked
-from labkit.grading.submission import Source, take_in
+from labkit.grading.submission import take_in
 from labkit.workspace import project_root, read_json, write_json
 
 Command = Callable[..., tuple[int, str]]

@@ -15,9 +15,9 @@ import pytest
 from tiny import reference_run, write_notebook
 
 from labkit.grading.classroom import DaskUnavailable, Event, grade_class
+from labkit.grading.find_submissions import find_submissions
 from labkit.grading.results import GRADED
 from labkit.grading.session import Session
-from labkit.grading.submission import find_submissions
 from labkit.server.ports import free_port
 
 pytestmark = [pytest.mark.data, pytest.mark.timeout(240)]

@@ -28,11 +28,11 @@ from factory import (
 
 from labkit.grading import notebook_page, results
 from labkit.grading.feedback import render_feedback, write_feedback
+from labkit.grading.find_submissions import safe_name
 from labkit.grading.notebook_page import render_notebook
 from labkit.grading.pages import VERDICT_WORDS, feedback_link, points_text, seconds_text
 from labkit.grading.results import Result
 from labkit.grading.rubric import UNLOCKS
-from labkit.grading.submission import safe_name
 from labkit.workspace import MADE_BY
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&"

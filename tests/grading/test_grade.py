@@ -9,6 +9,7 @@ import pytest
 from tiny import reference_run, write_notebook
 
 from labkit.grading import grade
+from labkit.grading.find_submissions import find_submissions
 from labkit.grading.measure import Case, StageMeasurements, stages
 from labkit.grading.measure.images import GradingImages
 from labkit.grading.results import (
@@ -26,7 +27,6 @@ from labkit.grading.rubric import RUBRIC
 from labkit.grading.run_notebook import Job, Ran
 from labkit.grading.sandbox import BUBBLEWRAP, Isolation
 from labkit.grading.session import Session, Turns
-from labkit.grading.submission import find_submissions
 from labkit.grading.watch import Outcome
 from labkit.grading.workdir import remove
 

@@ -26,9 +26,9 @@ from hostile.grading import Grading, marked
 from hostile.make_class import write_class, write_rubric
 
 from labkit.chain import STAGES
+from labkit.grading.find_submissions import safe_name
 from labkit.grading.results import FAILED, MISSING, REJECTED, Result, read_result
 from labkit.grading.rubric import RUBRIC
-from labkit.grading.submission import safe_name
 from labkit.workspace import cache_dir
 
 pytestmark = [

@@ -20,18 +20,12 @@ from nbformat.v4 import new_code_cell, new_notebook
 from labkit.chain import STAGES
 from labkit.grading import find_notebooks, submission, unpack
 from labkit.grading.find_notebooks import NotebookFound
+from labkit.grading.find_submissions import Source, find_submissions, safe_name
 from labkit.grading.grade import reference_notebooks
-from labkit.grading.notebook import read_notebook
+from labkit.grading.notebook import IntakeError, read_notebook
 from labkit.grading.results import AMBIGUOUS, GRADED, INVALID, MISSING, REJECTED
 from labkit.grading.student_notebook import with_stubs
-from labkit.grading.submission import (
-    Intake,
-    IntakeError,
-    Source,
-    find_submissions,
-    safe_name,
-    take_in,
-)
+from labkit.grading.submission import Intake, take_in
 from labkit.grading.untrusted import open_plain
 from labkit.workspace import project_root
 
