@@ -7,16 +7,18 @@ more where it is chosen: somebody may hand in many, and large ones.
 import hashlib
 import re
 from collections.abc import Container, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Final
 
 from labkit.chain import STAGES
 from labkit.grading.exercises.catalogue import CATALOGUE, EXERCISES
+from labkit.grading.limits import MIB
 from labkit.grading.notebook import IntakeError, NotebookNode, grade_ids, lines_of, read_notebook
 from labkit.grading.results import AMBIGUOUS, INVALID, MISSING
 from labkit.grading.student_notebook import with_stubs
-from labkit.grading.untrusted import short_name
+from labkit.grading.untrusted import UnfitFile, open_plain, short_name
 
 FUNCTIONS: Final = {
     stage: frozenset(e.function for e in CATALOGUE if e.stage == stage)
@@ -161,7 +163,7 @@ def find_notebooks(
             possible = [n for n in digests if PurePosixPath(n).suffix.lower() in OTHER_ENDS
                         and PurePosixPath(n).stem == stage]  # fmt: skip
             contents |= {name: handed_out.look_into(folder / name) for name in possible}
-            possible = [name for name in possible if contents[name].readable]
+            possible = [n for n in possible if contents[n].readable or _was_one(folder, n)]
         ranks = {
             name: (
                 stage in contents[name].untouched,
@@ -190,6 +192,14 @@ def find_notebooks(
             notes = filter(None, [outcome.note, *_ignored(stage, others, from_zips)])
             notebooks[stage] = replace(outcome, note="; ".join(notes))
     return notebooks, problems
+
+
+def _was_one(folder: Path, name: str) -> bool:
+    """Return whether a file that cannot be read has the words of a notebook."""
+    with suppress(UnfitFile, OSError), open_plain(folder, name) as stream:
+        start = stream.read(MIB)
+        return b'"cells"' in start or b'"nbformat"' in start
+    return False
 
 
 def _ignored(stage: str, others: Mapping[str, Content], from_zips: Container[str]) -> list[str]:

@@ -23,7 +23,12 @@ ARCHIVES = (".zip", ".rar", ".7z", ".gz", ".tgz", ".tar", ".bz2", ".xz")
 LOOK_ALIKE = str.maketrans("аеорсухіјѕԁһԛԝɡοαενικρτυχ", "aeopcyxijsdhqwgoaevikptux")
 MAX_SLUG = 40
 MOST_TOLD = 20  # things that are no submission, in a sentence
-OF_A_CLASS = re.compile(r"submi|student|class|assign|hand|abgab|rendu|entreg", re.IGNORECASE)
+# Names of folders that are rather one person's versions and parts than people.
+VERSION = re.compile(
+    r"(v|ver|version|draft|try|attempt|part|week|lab)?[\s_.-]*\d{0,2}|(19|20)\d\d[\d\s_.-]*|old|new|"
+    r"final|copy.*|backup|alt|neu|notebooks?|src|work|runs?|(my)?solutions?",
+    re.IGNORECASE,
+)
 HASHED_NAME = re.compile(r".*-[0-9a-f]{10}")
 
 
@@ -148,7 +153,7 @@ def find_submissions(folder: Path) -> Found:
 def _is_class(path: Path) -> bool:
     """Return whether several folders in one hold the same notebook, and it none itself.
 
-    Two of them may be one person's old and new version, unless the folder is called otherwise.
+    Folders that are called as versions are one person's.
     """
     times: Counter[str] = Counter()
     try:
@@ -158,12 +163,14 @@ def _is_class(path: Path) -> bool:
             return False
         for child in sorted(path.iterdir()):
             is_zip = child.suffix.lower() == ".zip" and child.is_file()
+            if VERSION.fullmatch(child.stem if is_zip else child.name):
+                continue
             names = names_in_zip(child) if is_zip else _names_below(child, "**/*")
             own = {notebook_name(PurePosixPath(name).name).removesuffix(".ipynb") for name in names}
             times.update(own & set(STAGES))
     except OSError:  # told when it is taken in
         return False
-    return max(times.values(), default=0) > (1 if OF_A_CLASS.search(path.name) else 2)
+    return max(times.values(), default=0) > 1
 
 
 def _names_below(folder: Path, pattern: str) -> list[str]:

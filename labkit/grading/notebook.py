@@ -21,6 +21,7 @@ from labkit.grading.untrusted import MAX_CLASS, UnfitFile, read_plain, short_lin
 MAX_NOTEBOOK_BYTES: Final = 20 * MIB
 MAX_PARTS: Final = 500_000  # objects and lists: each takes hundreds of bytes once parsed
 MAX_CELLS: Final = 2_000
+MAX_REST: Final = 16  # characters after the end, of a program that wrote over a longer file
 CELL_ID: Final = re.compile(r"[a-zA-Z0-9-_]{1,64}")
 INJECTED: Final = "injected-parameters"  # tag of the cell that papermill adds
 PARAMETERS: Final = "parameters"  # tag of the cell that it follows
@@ -93,7 +94,10 @@ def _parse(name: str, content: bytes) -> dict[str, Any]:
     NaN, which is not JSON and which some tools write, is as good as any number here.
     """
     try:
-        record = json.loads(_text(content), strict=False)
+        text = _text(content)
+        record, end = json.JSONDecoder(strict=False).raw_decode(text)
+        if len(text) - end > MAX_REST:
+            raise ValueError(f"{len(text) - end:,} characters after its end")
     except (ValueError, RecursionError) as error:  # also of numbers with thousands of digits
         raise IntakeError(
             f"{name} is not JSON ({type(error).__name__}: {_first_line(error)}), expected a "
@@ -119,7 +123,7 @@ def _text(content: bytes) -> str:
         text = content.decode(encoding, "surrogatepass")
     except UnicodeDecodeError:
         text = content.decode(encoding, "replace" if "utf-8" not in encoding else "as-windows")
-    return text.lstrip("\ufeff").rstrip("\0\x1a\ufffd \t\r\n")
+    return text.lstrip("\ufeff \t\r\n").rstrip("\0\x1a\ufffd \t\r\n")
 
 
 def _as_windows(error: UnicodeError) -> tuple[str, int]:

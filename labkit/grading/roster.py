@@ -295,17 +295,24 @@ def _header(rows: list[list[str]]) -> list[str]:
 def _columns(rows: list[list[str]]) -> tuple[str, Mapping[str, str]]:
     """Return whose export a file is, and what its columns are; none where it is not clear."""
     titles = set(_header(rows))
-    assignments = {title for title in titles if _ASSIGNMENT.fullmatch(title)}
     is_canvas = (
         bool({"sis user id", "sis login id"} & titles)
         or any(row and row[0].casefold().startswith(POINTS_POSSIBLE) for row in rows[1:4])
-        or ({"id", "section"} <= titles and bool(assignments))
+        or ({"id", "section"} <= titles and _names_last_first(rows))
     )
     if is_canvas and {"student", "lastname"} & titles and not {"student", "name"} <= titles:
         return CANVAS, CANVAS_COLUMNS
     if {"full name", "first name", "identifier"} & titles:
         return MOODLE, MOODLE_COLUMNS
     return "", {title: title for title in OWN_COLUMNS} if "student" in titles else {}
+
+
+def _names_last_first(rows: list[list[str]]) -> bool:
+    """Return whether most names of the column `student` are as Canvas writes them."""
+    header = _header(rows)
+    place = header.index("student") if "student" in header else len(header)
+    names = [row[place] for row in rows[1:] if len(row) > place and row[place]]
+    return 2 * sum("," in name for name in names) > len(names)
 
 
 def _points_column(header: list[str], assignment: str) -> str:
@@ -336,7 +343,7 @@ def _apart(person: Person) -> tuple[str, ...]:
 def _unclear(fields: Mapping[str, str]) -> str:
     """Say what of a line is not clear: its number, or what it says of an exemption."""
     for number in (fields.get("user", ""), fields.get("id", "")):
-        if re.fullmatch(r"[\d.,]+e[+-]?\d+", number, re.IGNORECASE):
+        if re.fullmatch(r"\d[.,]\d+e[+-]\d+", number, re.IGNORECASE):
             return (
                 f"got the number {number}, which a spreadsheet has rounded: export the file again, "
                 "and do not save it with the spreadsheet"

@@ -187,6 +187,9 @@ class _Staging:
         """
         for entry in entries:
             name = f"{below}/{entry.name}" if below else entry.name
+            if problem := _name_problem(name):  # `below` is somebody's name of a zip or folder
+                self.notes.append(left_out(name, problem))
+                continue
             if name in self.digests:
                 self.notes.append(left_out(name, "a second file of this name"))
                 continue

@@ -196,6 +196,7 @@ def test_names_match_however_the_system_writes_accents(tmp_path: Path) -> None:
         ("Student,ID,SIS User ID\nAda,1.01E+16,A\n", "1.01E+16, which a spreadsheet has rounded"),
         ("Student,ID,SIS User ID\nAda,12.000,A\n", "got the number 12.000, expected digits only"),
         ("Student;ID;SIS User ID\nAda;12,345;A\n", "got the number 12,345, expected digits only"),
+        ("student,id\nada,1.2E+07\n", "1.2E+07, which a spreadsheet has rounded"),
     ],
 )
 def test_an_unclear_roster_is_refused(tmp_path: Path, content: str, said: str) -> None:
@@ -260,13 +261,24 @@ def test_a_canvas_export_without_most_columns_is_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content",
     ["student,email,id,Points (10)\nada,a@x.example,777,\nbob,b@x.example,778,\n",
-     "student,id,section,exempt\nada,777,A,0.0\nbob,778,B,\n"],
+     "student,id,section,exempt,Lab (10)\nada,777,A,0.0,\nbob,778,B,,\n"],
 )  # fmt: skip
 def test_an_own_roster_is_not_taken_for_canvas(tmp_path: Path, content: str) -> None:
     people = read_roster(roster(tmp_path, content))
     assert (people.platform, [person.id for person in people.people]) == ("", ["777", "778"])
     found = people.find("ada", "778")  # on a platform that is not the roster's
     assert found is not None and found.student == "ada"
+
+
+def test_letters_of_an_institutions_number_are_no_exponent(tmp_path: Path) -> None:
+    people = read_roster(roster(tmp_path, "student,id\nada,20E1234\nbob,17e0123\n"))
+    assert [person.id for person in people.people] == ["20E1234", "17e0123"]
+
+
+def test_canvas_is_known_by_how_it_writes_names(tmp_path: Path) -> None:
+    export = 'Student,ID,Section\n"Lovelace, Ada",101,A\n"Byron, George",102,A\n'
+    people = read_roster(roster(tmp_path, export))
+    assert (people.platform, [p.user for p in people.people]) == ("canvas", ["101", "102"])
 
 
 def test_moodles_numbers_are_read_in_any_language(tmp_path: Path) -> None:

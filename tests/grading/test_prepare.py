@@ -349,6 +349,7 @@ def test_a_frame_that_is_not_quite_right_is_no_matter(
         (b"gr\xf6\xdfe = 1  # \xc3\xa9", b"", "größe = 1  # é"),
         (b"x = 1", b"\0\0\x1a", "x = 1"),
         (b"x =\t1", b"\r\n ", "x =\t1"),
+        (b"x = 1", b"\xff\xff}", "x = 1"),
     ],
 )
 def test_a_few_wrong_bytes_cost_no_notebook(

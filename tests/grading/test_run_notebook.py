@@ -271,8 +271,18 @@ class TestInTheSandbox:
         ran = run(stub, mine, exercises=("ex-01-leak",))
         assert measure_exercises(0, ran.answers)["ex-01-leak"].value == 1
 
-    def test_only_definitions_of_a_cell_run_again(self, run: Callable[..., Ran]) -> None:
-        solved = "%time\ndef leaked(a, b): return len(set(a) & set(b))\nimport time; time.sleep(7)"
+    @pytest.mark.parametrize(
+        "solved",
+        [
+            "%time\ndef leaked(a, b): return len(set(a) & set(b))\nimport time; time.sleep(7)",
+            "def leaked(a, b): return (len(set(a) & set(b))\n    % 10**9)",
+            "from functools import partial\ndef leaked(a, b): raise NotImplementedError\n"
+            "def mine(c, a, b): return len(set(a) & set(b))\nleaked = partial(mine, 1)",
+        ],
+    )
+    def test_only_definitions_of_a_cell_run_again(
+        self, run: Callable[..., Ran], solved: str
+    ) -> None:
         ran = run(solved, "leaked = 5", exercises=("ex-01-leak",))
         assert measure_exercises(0, ran.answers)["ex-01-leak"].value == 1
 

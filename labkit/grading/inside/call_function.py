@@ -28,7 +28,8 @@ MAX_FILE_BYTES = 4 * 2**20
 MAX_DEPTH = 8  # lists in lists of an answer
 VIEWS: tuple[Any, ...] = (type({}.keys()), type({}.values()))
 SEQUENCES: tuple[Any, ...] = (list, tuple, range, *VIEWS)
-DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef,
+               ast.If, ast.Try)  # fmt: skip
 
 
 class UnfitAnswer(Exception):
@@ -172,16 +173,31 @@ def results() -> tuple[type, ...]:
 
 
 def defined_again(request: dict[str, Any], names: dict[str, Any]) -> Any:
-    """Run imports and definitions of the cell that defines the function, beside all names."""
-    beside, plain_python = dict(names), re.sub(r"(?m)^\s*[%!].*$", "", request["source"])
+    """Run imports and definitions of the cell that defines the function, beside all names.
+
+    What it assigns to the function's name counts, unless that cannot be called either.
+    """
+    source, name = request["source"], request["function"]
     try:
-        tree = ast.parse(plain_python)
-        tree.body = [node for node in tree.body if isinstance(node, DEFINITIONS)]
-        exec(compile(tree, "<exercise>", "exec"), beside)
-    except Exception:
-        return None
-    found = beside.get(request["function"])
-    return found if callable(found) else None
+        tree = ast.parse(source)
+    except SyntaxError:  # of IPython's own lines
+        source = re.sub(r"(?m)^\s*[%!].*$", "", source)
+    for assigned in ((ast.Assign,), ()):
+        beside = dict(names)
+        try:
+            tree = ast.parse(source)
+            tree.body = [
+                node
+                for node in tree.body
+                if isinstance(node, DEFINITIONS)
+                or (isinstance(node, assigned) and name in map(ast.unparse, node.targets))
+            ]
+            exec(compile(tree, "<exercise>", "exec"), beside)
+        except Exception:
+            continue
+        if callable(found := beside.get(name)) and not isinstance(found, results()):
+            return found
+    return None
 
 
 def made_for_it(given: Any, addresses: dict[str, str]) -> dict[str, Any]:

@@ -28,13 +28,17 @@ Floats = NDArray[np.float32]
 
 
 # All that is told of an error beside network.py: it sees the images, and can say anything.
-KINDS = "|".join(name for name, kind in vars(builtins).items()
-                 if isinstance(kind, type) and issubclass(kind, BaseException))  # fmt: skip
+KINDS = "|".join(
+    sorted((name for name, kind in vars(builtins).items()
+            if isinstance(kind, type) and issubclass(kind, BaseException)), key=len, reverse=True)
+)  # fmt: skip
 OWN_WORDS = re.compile(
     rf"it raised (an error of its own|{KINDS}) when it was run|no answer after [\d.]{{1,9}} s"
     r"|the process that ran it ended without an answer|NetworkError: (there is no (checkpoint\.pt"
-    r"|network\.py)|checkpoint\.pt (is damaged|holds no|does not fit)|network\.py does not run by "
-    rf"itself \(({KINDS})(: name '\w{{1,20}}' is not defined)?)"
+    r"|network\.py)|checkpoint\.pt (is damaged or not a checkpoint|holds no `config` and `weights`"
+    r"|does not fit the CifarNet of network\.py)|network\.py does not run by itself "
+    rf"\(({KINDS})(: name '\w{{1,12}}' is not defined)?)",
+    re.ASCII,
 )
 
 
