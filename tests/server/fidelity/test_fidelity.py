@@ -2,8 +2,8 @@
 
 The tables hold what Triton's own backends of release 24.10 did: `configurations.json` whether a
 model loads, its completed configuration, or the message; `answers.json` status, tensors or the
-message of each request. Values, which depend on the processor, are compared bit for bit with those
-of the native backends where these are built.
+message of each request. Values, which depend on the processor, are compared with those of the
+native backends where these are built.
 """
 
 import json
@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fidelity.explicit import MODES, ExplicitServer
@@ -204,12 +205,26 @@ def test_requests_are_answered_as_natively(seen: Seen) -> None:
 
 
 @pytest.mark.native
-def test_values_are_those_of_the_native_backends_bit_for_bit(show: Callable[[str], Seen]) -> None:
+def test_values_are_those_of_the_native_backends(show: Callable[[str], Seen]) -> None:
+    """Bit for bit; of PyTorch, whose kernels may depend on where in memory a batch lies, nearly."""
     mine, native = show("stand-in").values, show("native").values
     both = mine.keys() & native.keys()
     assert len(both) >= 80
-    both -= CUT_SHORT
-    assert {name: mine[name] for name in both} == {name: native[name] for name in both}
+    torch_ = {name for name in both if name.startswith("t_")}
+    assert len(torch_) >= 10
+    exact = both - CUT_SHORT - torch_
+    assert {name: mine[name] for name in exact} == {name: native[name] for name in exact}
+    for name in torch_:
+        assert mine[name].keys() == native[name].keys(), name
+        for output, value in mine[name].items():
+            other = native[name][output]
+            near = value == other or np.allclose(floats(value), floats(other), 1e-5, 1e-6)
+            assert near, f"{name}, {output}: {value} and {other}"
+
+
+def floats(value: bytes | list[float]) -> np.ndarray:
+    """Return FP32 values as they came, in binary or in JSON."""
+    return np.frombuffer(value, "<f4") if isinstance(value, bytes) else np.asarray(value)
 
 
 def test_nothing_of_python_reaches_a_client(seen: Seen) -> None:
