@@ -716,15 +716,13 @@ def test_what_is_told_of_a_network_is_the_graders_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, told: str
 ) -> None:
     program = MagicMock(used=(0.0, 0.0), breach=None)
+    program.__enter__.return_value, program.watch.cpu_s = program, 0.0
     program.hear.side_effect = [{"ready": True}, {"error": said}]
     monkeypatch.setattr(model_sandbox, "Program", lambda *given: program)
     with ModelSandbox(Isolation(NONE), "smoke", tmp_path / "work", tmp_path) as sandbox:
-        sandbox._stack = MagicMock(**{"enter_context.side_effect": lambda given: given})
-        sandbox._program = program
         with pytest.raises(UnfitFile) as failed:
             sandbox.ask(do="logits", file="/in/checkpoint.pt")
         assert str(failed.value) == told
-        sandbox._program = None
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,13 @@ def test_what_is_left_is_cleared_away_and_nothing_behind_a_link(
         folder.mkdir()
     (victim / "thesis").write_text("all of it")
     with ModelSandbox(isolation, "smoke", tmp_path / "work", images) as sandbox:
+        sandbox.start()
+        environment = sandbox._workdir.tmp / "environment"  # as one below /tmp is mounted there
+        environment.mkdir()
+        assert sandbox.ask(do="shm") == []
+        sandbox.clear()
+        assert environment.is_dir()
+        environment.rmdir()
         said = sandbox.ask(do="plant", victim=str(victim))
         assert said[0] == "Read-only file system" and len(said) == 2
         sandbox.clear()

@@ -75,6 +75,7 @@ class ModelSandbox:
         self._stack = ExitStack()
         self._program: Program | None = None
         self._ready = False
+        self._mounted: set[Path] = set()  # such as an environment below /tmp: nothing is left there
         self.cpu_s = 0.0
         self.forget_trouble()
 
@@ -141,7 +142,7 @@ class ModelSandbox:
             # Each is a mount of its own, so that no link can have taken its place.
             for folder in (self._in, self._out, self._workdir.home, self._workdir.tmp):
                 folder.chmod(0o755)
-                for path in folder.iterdir():
+                for path in set(folder.iterdir()) - self._mounted:
                     if path.is_dir() and not path.is_symlink():
                         remove(path)
                     else:
@@ -222,6 +223,8 @@ class ModelSandbox:
             if not self._ready:
                 self._program.hear(START_S)
                 self._ready = True
+                places = (self._workdir.home, self._workdir.tmp)
+                self._mounted = {path for place in places for path in place.iterdir()}
             alone = self._isolation.kind == BUBBLEWRAP
             self._program.tell(**request, limit_s=limit_s, alone=alone)
             answer = self._program.hear(limit_s + START_S)
