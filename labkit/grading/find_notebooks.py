@@ -176,19 +176,16 @@ def find_notebooks(
             for name in possible
         }
         best = min(ranks.values(), default=None)
+        same = {name: contents[name].sha256 or digests[name] for name in possible}
         different: dict[str, str] = {}
         for name in possible:
             if ranks[name] == best:
-                different.setdefault(contents[name].sha256 or digests[name], name)
+                different.setdefault(same[name], name)
         outcome = _choose(stage, folder, list(different.values()))
         if isinstance(outcome, NotebookProblem):
             problems[stage] = outcome
         else:
-            others = {
-                name: contents[name]
-                for name in possible
-                if (contents[name].sha256 or digests[name]) not in different
-            }
+            others = {name: contents[name] for name in possible if same[name] not in different}
             notes = filter(None, [outcome.note, *_ignored(stage, others, from_zips)])
             notebooks[stage] = replace(outcome, note="; ".join(notes))
     return notebooks, problems

@@ -95,10 +95,11 @@ def folder_entries(root: Path, inside: str, notes: list[str]) -> Iterator[Entry]
 
 def file_entries(path: Path, name: str, notes: list[str]) -> Iterator[Entry]:
     """Yield one plain file under a name of its own; nothing, and a note, where it cannot be."""
-    if problem := _name_problem(_folder_name(name)):
+    own = _folder_name(name)
+    if problem := _name_problem(own):
         notes.append(left_out(name, problem))
     elif not _is_ignored(name):
-        yield Entry(_folder_name(name), partial(open_plain, path.parent, path.name))
+        yield Entry(own, partial(open_plain, path.parent, path.name))
 
 
 def _folder_name(raw: str) -> str:

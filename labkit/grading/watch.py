@@ -235,8 +235,7 @@ def measure(pid: int, most: int, proportional: bool = False) -> Usage:
         if count > most:
             break
         try:
-            # After the command in parentheses, fields 14 to 17 are the CPU times; proc(5).
-            fields = (PROC / str(member) / "stat").read_text().rpartition(")")[2].split()
+            fields = _stat(member)  # 14 to 17 of all are the CPU times; proc(5)
             status = (PROC / str(member) / "status").read_text()
         except OSError:
             continue
@@ -318,9 +317,14 @@ def unowned(pid: int, most: int) -> tuple[float, float]:
 def _has_left(pid: int) -> bool:
     """Say whether the first thread of a process has ended."""
     try:
-        return (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        return _stat(pid)[0] == "Z"
     except (OSError, IndexError):
         return False
+
+
+def _stat(pid: int) -> list[str]:
+    """Return the fields of a process's line of numbers, from its state on, after the command."""
+    return (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
 
 
 def nameless_mappings(pid: int) -> dict[int, int]:

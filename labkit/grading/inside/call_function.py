@@ -166,6 +166,14 @@ def answer(request: dict[str, Any], names: dict[str, Any]) -> dict[str, Any]:
             return {"error": type(error).__name__}
 
 
+def parsed(source: str) -> ast.Module:
+    """Parse a cell; where it is no Python, without the lines that are IPython's own."""
+    try:
+        return ast.parse(source)
+    except SyntaxError:
+        return ast.parse(re.sub(r"(?m)^\s*[%!].*$", "", source))
+
+
 def results() -> tuple[type, ...]:
     """Return the kinds of things that can be called and are no function of a student's."""
     torch = sys.modules.get("torch")
@@ -177,22 +185,21 @@ def defined_again(request: dict[str, Any], names: dict[str, Any]) -> Any:
 
     What it assigns to the function's name counts, unless that cannot be called either.
     """
-    source, name = request["source"], request["function"]
+    name = request["function"]
     try:
-        tree = ast.parse(source)
-    except SyntaxError:  # of IPython's own lines
-        source = re.sub(r"(?m)^\s*[%!].*$", "", source)
+        cell = parsed(request["source"])
+    except SyntaxError:
+        return None
     for assigned in ((ast.Assign,), ()):
         beside = dict(names)
+        body: list[ast.stmt] = [
+            node
+            for node in cell.body
+            if isinstance(node, DEFINITIONS)
+            or (isinstance(node, assigned) and name in map(ast.unparse, node.targets))
+        ]
         try:
-            tree = ast.parse(source)
-            tree.body = [
-                node
-                for node in tree.body
-                if isinstance(node, DEFINITIONS)
-                or (isinstance(node, assigned) and name in map(ast.unparse, node.targets))
-            ]
-            exec(compile(tree, "<exercise>", "exec"), beside)
+            exec(compile(ast.Module(body, []), "<exercise>", "exec"), beside)
         except Exception:
             continue
         if callable(found := beside.get(name)) and not isinstance(found, results()):
