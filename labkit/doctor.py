@@ -2,7 +2,6 @@
 
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import psutil
+from packaging.utils import canonicalize_name
 
 from labkit.errors import LabError
 from labkit.profiles import available_cores
@@ -123,27 +123,22 @@ def check_python(version: tuple[int, ...]) -> Check:
 def installed_versions() -> dict[str, str]:
     """Return canonical name → version of every installed package."""
     return {
-        canonical(distribution.metadata["Name"]): distribution.version
+        canonicalize_name(distribution.metadata["Name"]): distribution.version
         for distribution in metadata.distributions()
         if distribution.metadata["Name"]
     }
-
-
-def canonical(name: str) -> str:
-    """Return a package's name as PEP 503 compares it."""
-    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def read_pins(constraints: Path) -> dict[str, str]:
     """Return canonical name → version for the `name==version` lines of a constraints file."""
     lines = (line.split("#", 1)[0].strip() for line in constraints.read_text().splitlines())
     pairs = (line.split("==", 1) for line in lines if "==" in line)
-    return {canonical(name.strip()): version.strip() for name, version in pairs}
+    return {canonicalize_name(name.strip()): version.strip() for name, version in pairs}
 
 
 def check_packages(constraints: Path, installed: dict[str, str]) -> Check:
     """Every direct dependency is there, and what is there has its pinned version."""
-    needed = {canonical(name) for name in _direct_dependencies()}
+    needed = {canonicalize_name(name) for name in _direct_dependencies()}
     if absent := sorted(needed - installed.keys()):
         detail = f"not installed: {', '.join(absent)}"
         return Check("packages", "missing", detail, _install(absent))

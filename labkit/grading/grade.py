@@ -14,6 +14,7 @@ from typing import Any, Self
 from labkit.chain import STAGES
 from labkit.environment import environment_facts
 from labkit.grading.carry_forward import CarryForward, StageInputs, StageOutputs
+from labkit.grading.confined_process import Stopped
 from labkit.grading.exercises import EXERCISES, keep_answers, measure_exercises
 from labkit.grading.find_submissions import Source, safe_name
 from labkit.grading.measure import Case, StageMeasurements, measure_patiently
@@ -31,7 +32,7 @@ from labkit.grading.results import (
 )
 from labkit.grading.rubric import Rubric
 from labkit.grading.run_notebook import Job, KernelSandbox, Ran, imports_of, run_notebook
-from labkit.grading.sandbox import BUBBLEWRAP, Stopped
+from labkit.grading.sandbox import BUBBLEWRAP
 from labkit.grading.session import Session, Turns
 from labkit.grading.submission import Intake, take_in_time
 from labkit.profiles import available_cores

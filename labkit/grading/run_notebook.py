@@ -12,6 +12,7 @@ from typing import Any, Self
 from labkit.chain import CellFinding, first_line_of
 from labkit.errors import LabError
 from labkit.grading.carry_forward import StageOutputs, take_out
+from labkit.grading.confined_process import SHOWN_BYTES, ConfinedProgram, Stopped
 from labkit.grading.exercises import ask_exercises
 from labkit.grading.exercises.answers import FOLDER, LookInto
 from labkit.grading.limits import CELL_SHARE, MIB, Limits
@@ -26,7 +27,7 @@ from labkit.grading.results import (
     STOPPED,
     TIMEOUT,
 )
-from labkit.grading.sandbox import SHOWN_BYTES, Isolation, Program, Stopped
+from labkit.grading.sandbox import Isolation
 from labkit.grading.untrusted import MAX_CLASS, short_line
 from labkit.grading.watch import Outcome
 from labkit.grading.workdir import Workdir, open_workdir
@@ -141,10 +142,10 @@ class KernelSandbox:
             self.workdir.put_home(home)
             self.workdir.hand_over()
             sandbox = self.workdir.sandbox(profile, runtime=runtime)
-            source = FOLDER / "run_cells.py"
+            sources = [FOLDER / "run_cells.py"]
             writable, log = self.workdir.writable, self.workdir.log
             self.program = stack.enter_context(
-                Program(source, isolation, sandbox, limits, writable, log)
+                ConfinedProgram(sources, isolation, sandbox, limits, writable, log)
             )
             with suppress(Stopped):  # whoever waits for it will hear
                 self.program.tell(do="start", folder=self.program.folder, imports=imports)
@@ -246,7 +247,7 @@ def _with_parameters(job: Job) -> list[NotebookNode]:
 
 
 def _run_cells(
-    program: Program, job: Job, workdir: Workdir, sources: list[str]
+    program: ConfinedProgram, job: Job, workdir: Workdir, sources: list[str]
 ) -> tuple[dict[int, Any], bool]:
     """Have the cells run.
 

@@ -18,9 +18,10 @@ import psutil
 import pytest
 
 from labkit.grading import sandbox, watch
+from labkit.grading.confined_process import ANSWER_BYTES, ConfinedProcess, ConfinedProgram, Stopped
 from labkit.grading.limits import MIB, Limits
 from labkit.grading.results import CPU, DISK, OK, OOM, OUTPUT, PROCESSES, SHORTAGE, TIMEOUT
-from labkit.grading.sandbox import ANSWER_BYTES, NONE, Confined, Isolation, Program, Stopped
+from labkit.grading.sandbox import NONE, Isolation
 from labkit.grading.watch import POLL_S, Outcome
 from labkit.grading.workdir import open_workdir
 
@@ -170,7 +171,7 @@ class Run:
     left: list[psutil.Process]
 
 
-def wait(confined: Confined, look: Callable[[], None]) -> Outcome:
+def wait(confined: ConfinedProcess, look: Callable[[], None]) -> Outcome:
     """Wait for a program to end, or stop it at the first limit; `look` meanwhile."""
     watch, (verdict, reason) = confined.watch, (OK, "")
     try:
@@ -197,7 +198,7 @@ def run(isolation: Isolation, folder: Path, program: str, limits: Limits = WIDE)
         workdir.hand_over()
         command = [sys.executable, "-I", "-c", program]
         sandbox = workdir.sandbox("smoke")
-        with Confined(
+        with ConfinedProcess(
             isolation, sandbox, command, limits, workdir.writable, workdir.log
         ) as confined:
             outcome = wait(confined, look)
@@ -312,7 +313,9 @@ def test_an_answer_that_would_fill_the_graders_memory_is_not_read(
     with open_workdir(tmp_path / "work", open_) as workdir:
         sandbox_ = workdir.sandbox("smoke", data=False)
         with (
-            Program(source, open_, sandbox_, WIDE, workdir.writable, workdir.log) as program,
+            ConfinedProgram(
+                [source], open_, sandbox_, WIDE, workdir.writable, workdir.log
+            ) as program,
             pytest.raises(Stopped, match=why),
         ):
             program.hear(30, most_bytes)

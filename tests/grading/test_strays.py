@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,11 +10,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from labkit.grading.inside import measure_files
+from labkit.grading.confined_process import ConfinedProgram
+from labkit.grading.inside import count_weights, measure_files
 from labkit.grading.limits import Limits
 from labkit.grading.measure import model_sandbox
 from labkit.grading.measure.model_sandbox import ModelSandbox
-from labkit.grading.sandbox import Isolation, Program
+from labkit.grading.sandbox import Isolation
 from labkit.grading.workdir import open_workdir
 
 pytestmark = pytest.mark.sandbox
@@ -135,18 +137,20 @@ def write_program(folder: Path) -> Path:
     text = text.replace("    import_engines()\n", "").replace("\nHANDLERS = {\n", MORE)
     source = folder / "measure_files.py"
     source.write_text(text, encoding="utf-8")
+    shutil.copy(count_weights.__file__, folder)
     return source
 
 
 @contextmanager
-def measuring(isolation: Isolation, folder: Path) -> Iterator[Program]:
+def measuring(isolation: Isolation, folder: Path) -> Iterator[ConfinedProgram]:
     """The program that measures, with other requests, in a sandbox."""
     source = write_program(folder)
     limits = Limits(wall_s=60, cpu_s=60)
     with open_workdir(folder / "work", isolation) as workdir:
         workdir.hand_over()
         sandbox = workdir.sandbox("smoke", data=False)
-        with Program(source, isolation, sandbox, limits, workdir.writable, workdir.log) as program:
+        sources, log = [Path(count_weights.__file__), source], workdir.log
+        with ConfinedProgram(sources, isolation, sandbox, limits, workdir.writable, log) as program:
             assert program.hear(30) == {"ready": True}
             yield program
 

@@ -11,7 +11,7 @@ from lesson import export_files, network, quantizers
 from onnx import TensorProto, helper, numpy_helper
 
 from labkit import export
-from labkit.grading.inside.measure_files import weights
+from labkit.grading.inside.count_weights import count_weights
 from labkit.grading.measure.models import INT8_WEIGHTS, MOST_FLOATS
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def share(path: Path) -> float:
-    found = weights({"file": str(path)})
+    found = count_weights(path)
     assert found["unknown"] == 0
     return found["int8"] / (found["int8"] + found["float"])
 
@@ -183,8 +183,8 @@ def changed_onnx(trick: Callable[[onnx.ModelProto], None]) -> Callable[[Path, Pa
 def test_no_share_of_eight_bits_hides_floats(
     folder: Path, tmp_path: Path, make: Callable[[Path, Path], Path]
 ) -> None:
-    found = weights({"file": str(make(folder, tmp_path))})
-    plain = weights({"file": str(folder / "model.onnx")})
+    found = count_weights(make(folder, tmp_path))
+    plain = count_weights(folder / "model.onnx")
     assert found["int8"] > 10 * MOST_FLOATS
     assert found["float"] >= plain["float"]
 
@@ -198,7 +198,7 @@ def test_a_network_with_other_layers_is_quantized_as_well(tmp_path: Path, layer:
     net = torch.nn.Sequential(*layers).eval()
     quantized = torch.ao.quantization.quantize_dynamic(net, {torch.nn.Linear}, torch.qint8)
     torch.jit.trace(quantized, torch.zeros(1, 3, 32, 32)).save(str(tmp_path / "int8.pt"))
-    found = weights({"file": str(tmp_path / "int8.pt")})
+    found = count_weights(tmp_path / "int8.pt")
     assert found["unknown"] == 0
     assert found["int8"] > 300 * found["float"]
 
@@ -215,4 +215,4 @@ def test_what_is_hidden_in_a_branch_is_not_taken_for_anything(tmp_path: Path) ->
         [numpy_helper.from_array(np.array(True), "true")],
     )  # fmt: skip
     onnx.save(helper.make_model(graph), tmp_path / "model_int8.onnx")
-    assert weights({"file": str(tmp_path / "model_int8.onnx")})["unknown"] > 0
+    assert count_weights(tmp_path / "model_int8.onnx")["unknown"] > 0

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from labkit.grading import inside
+from labkit.grading.confined_process import ConfinedProgram, Stopped
 from labkit.grading.exercises.case import HiddenCase, generator
 from labkit.grading.exercises.catalogue import CATALOGUE, SPLIT, Exercise
 from labkit.grading.exercises.models import linear_network
 from labkit.grading.limits import Limits
 from labkit.grading.results import Measurement
-from labkit.grading.sandbox import Program, Stopped
 from labkit.grading.untrusted import UnfitFile, parse_json, read_plain, short_line
 from labkit.workspace import write_text
 
@@ -45,7 +45,7 @@ LookInto = Callable[[bytes, Any], Json]  # a written model file and images → w
 
 
 def ask_exercises(
-    program: Program,
+    program: ConfinedProgram,
     stage: str,
     seed: int,
     wanted: Iterable[str],
@@ -88,7 +88,7 @@ def _which(cases: Iterable[HiddenCase]) -> str:
     return hashlib.sha256(asked.encode()).hexdigest()
 
 
-def start_server(program: Program, seed: int) -> Json:
+def start_server(program: ConfinedProgram, seed: int) -> Json:
     """Start the grader's own server beside the kernel; return its addresses, or a failure."""
     weight, bias = linear_network(generator(seed, SPLIT))
     network = {"weight": [float(value) for value in weight.ravel()], "bias": bias.tolist()}
@@ -98,7 +98,7 @@ def start_server(program: Program, seed: int) -> Json:
     return _counted(program)
 
 
-def _counted(program: Program) -> Json:
+def _counted(program: ConfinedProgram) -> Json:
     program.tell(do="counted")
     return program.hear(2 * PATIENCE_S)
 
@@ -117,7 +117,7 @@ class _Asker:
     """
 
     def __init__(
-        self, program: Program, limits: Limits, look_into: LookInto, cells: Sequence[str]
+        self, program: ConfinedProgram, limits: Limits, look_into: LookInto, cells: Sequence[str]
     ) -> None:
         self._program, self._limits, self._look_into = program, limits, look_into
         self._cells = cells
@@ -225,7 +225,7 @@ def _bytes(encoded: Any) -> bytes:
         return b""
 
 
-def _requests_since(program: Program, before: Json, images: int) -> list[int]:
+def _requests_since(program: ConfinedProgram, before: Json, images: int) -> list[int]:
     """Return the images in each request since `before`, once that many images are counted."""
     sizes: list[int] = []
     for _ in range(40):  # Triton may count a request a moment after it has answered it

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labkit.grading import inside as inside_
+from labkit.grading.confined_process import ConfinedProgram, Stopped
 from labkit.grading.limits import Limits
 from labkit.grading.results import SHORTAGE
-from labkit.grading.sandbox import BUBBLEWRAP, HOME, LAB, TMP, Isolation, Program, Stopped
+from labkit.grading.sandbox import BUBBLEWRAP, HOME, LAB, TMP, Isolation
 from labkit.grading.untrusted import UnfitFile, read_plain
 from labkit.grading.workdir import open_workdir, remove
 from labkit.server.engine import STAND_IN
@@ -73,7 +74,7 @@ class ModelSandbox:
         self._isolation, self._profile, self._parent = isolation, profile, parent
         self._images, self._limits, self._runtime = images, limits, runtime
         self._stack = ExitStack()
-        self._program: Program | None = None
+        self._program: ConfinedProgram | None = None
         self._ready = False
         self._mounted: set[Path] = set()  # such as an environment below /tmp: nothing is left there
         self.cpu_s = 0.0
@@ -109,10 +110,11 @@ class ModelSandbox:
             sandbox = replace(
                 sandbox, read_write={**own, OUT: self._out}, read_only={**sandbox.read_only, **lab}
             )
-        source = Path(inside_.__file__).parent / "measure_files.py"
+        folder = Path(inside_.__file__).parent
+        sources = [folder / "count_weights.py", folder / "measure_files.py"]
         writable, log = self._workdir.writable, self._workdir.log
         self._program = self._stack.enter_context(
-            Program(source, self._isolation, sandbox, self._limits, writable, log)
+            ConfinedProgram(sources, self._isolation, sandbox, self._limits, writable, log)
         )
 
     def stop(self) -> None:
