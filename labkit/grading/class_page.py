@@ -224,7 +224,14 @@ def needs_review(results: Sequence[Result], people: Roster) -> list[Matter]:
         advice = "Their grade goes to the learning platform under the submission's name."
         unknown = [result for result in results if not people.of(result)]
         absent = [person.shown for person in people.absent(results) if not person.exempt]
+        twice = people.twice(results)
         matters += [
+            _matter(
+                "Two submissions of one person",
+                "None goes to the learning platform: remove all but one, and go on with --resume.",
+                [result for result in results if result.student in twice],
+                lambda result: result.student,
+            ),
             _matter("Not on the roster", advice, unknown, lambda result: ""),
             Matter(
                 "No submission",

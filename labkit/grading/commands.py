@@ -19,6 +19,7 @@ from labkit.grading.results import GRADED, OK, Result
 if TYPE_CHECKING:
     from labkit.grading.classroom import Event
     from labkit.grading.find_submissions import Source
+    from labkit.grading.roster import Roster
 
 app = typer.Typer()
 console = Console(soft_wrap=True, highlight=False)
@@ -85,14 +86,13 @@ def grade(
 
     # Everything that can be wrong is said before anything runs.
     with _wrong_usage():
-        title = load_rubric(rubric, profile).title
+        rubric_ = load_rubric(rubric, profile)
         found = find_submissions(submissions.absolute())
         kept = out / ROSTER if (out / ROSTER).is_file() else None
-        people = read_roster(roster or kept, title)
+        people = read_roster(roster or kept, rubric_.title)
         if reference is not None:
             Reference.of(reference, profile)
-    if people.note:
-        console.print(f"[yellow]{escape(people.note)}[/]")
+    _tell_of(people, rubric_.maximum)
     chosen = _chosen(found.sources, only or [])
     if out.resolve().is_relative_to(submissions.resolve()):
         raise UsageError(f"got --out {out}, a folder of {submissions}: name one outside of it")
@@ -147,20 +147,19 @@ def grade(
         console.print(escape(str(path)))
     results = session.results()  # with the roster's names
     status = _summarize(results)
+    if people and not only:
+        _tell_who_is_missing(people, results)
     if closed := [result.shown for result in results if unopened(result.notes)]:
-        more = f" and {len(closed) - SHOWN} more" if len(closed) > SHOWN else ""
         console.print(
             f"[red]not opened:[/] archives in {len(closed)} submissions "
-            f"({escape(', '.join(closed[:SHOWN]) + more)}): see the notes in gradebook.csv, unpack "
+            f"({escape(_some(closed))}): see the notes in gradebook.csv, unpack "
             "them there and go on with --resume"
         )
         status = status if leave_out else 2
     if found.notebooks:
-        lost = ", ".join(found.notebooks[:SHOWN])
-        more = f" and {len(found.notebooks) - SHOWN} more" if len(found.notebooks) > SHOWN else ""
         console.print(
             f"[red]left out:[/] {len(found.notebooks)} notebooks or archives that are nobody's "
-            f"({escape(lost + more)}): put each into a folder of its student, or away"
+            f"({escape(_some(found.notebooks))}): put each into a folder of its student, or away"
         )
         status = status if leave_out else 2
     if status:
@@ -183,8 +182,7 @@ def regrade(
     session = Session.load(grades.absolute())
     if roster is not None:
         with _wrong_usage():
-            if note := read_roster(roster, session.rubric.title).note:
-                console.print(f"[yellow]{escape(note)}[/]")
+            _tell_of(read_roster(roster, session.rubric.title), session.rubric.maximum)
 
     def show(result: Result, measured: bool) -> None:
         how = "measured again" if measured else "from stored measurements"
@@ -195,6 +193,37 @@ def regrade(
         console.print(escape(str(path)))
     if status := _summarize(session.results()):
         raise typer.Exit(status)
+
+
+def _tell_of(people: "Roster", points: float) -> None:
+    """Say what is not clear in a roster, and whether the platform counts in other points."""
+    if people.note:
+        console.print(f"[yellow]{escape(people.note)}[/]")
+    if people.maximum not in (None, points):
+        console.print(
+            f"[yellow]the platform gives {people.maximum:g} points at most and the rubric "
+            f"{points:g}:[/] set the assignment's points there to {points:g} before the import, or "
+            "give a rubric of as many"
+        )
+
+
+def _tell_who_is_missing(people: "Roster", results: list[Result]) -> None:
+    """Say whose submission and which person on the roster do not belong together."""
+    twice = people.twice(results)
+    for what, names in (
+        ("not on the roster:", [r.student for r in results if not people.of(r)]),
+        ("several submissions of one person, of which none goes to the platform:", [*twice]),
+        ("on the roster, and handed in nothing:",
+         [person.shown for person in people.absent(results) if not person.exempt]),
+    ):  # fmt: skip
+        if names:
+            console.print(f"[yellow]{what}[/] {escape(_some(names))}")
+
+
+def _some(names: list[str]) -> str:
+    """Return the first names, and how many more there are."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
 
 
 def _chosen(sources: "list[Source]", only: list[str]) -> "list[Source]":

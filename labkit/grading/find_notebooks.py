@@ -15,7 +15,15 @@ from typing import Final
 from labkit.chain import STAGES
 from labkit.grading.exercises.catalogue import CATALOGUE, EXERCISES
 from labkit.grading.limits import MIB
-from labkit.grading.notebook import IntakeError, NotebookNode, grade_ids, lines_of, read_notebook
+from labkit.grading.notebook import (
+    INJECTED,
+    IntakeError,
+    NotebookNode,
+    grade_ids,
+    lines_of,
+    read_notebook,
+    tags,
+)
 from labkit.grading.results import AMBIGUOUS, INVALID, MISSING
 from labkit.grading.student_notebook import with_stubs
 from labkit.grading.untrusted import UnfitFile, open_plain, short_name
@@ -115,8 +123,9 @@ class HandedOut:
             return Content()  # its name may still say which one it was to be
         found = grade_ids(notebook)
         named = {s for s, names in self._names.items() if 2 * len(found & names) > len(names)}
-        sources = [lines_of(cell.source) for cell in notebook.cells]
-        cells = repr([*zip((cell.cell_type for cell in notebook.cells), sources, strict=True)])
+        written = [cell for cell in notebook.cells if INJECTED not in tags(cell)]
+        sources = [lines_of(cell.source) for cell in written]
+        cells = repr([*zip((cell.cell_type for cell in written), sources, strict=True)])
         return Content(
             True,
             hashlib.sha256(cells.encode()).hexdigest(),

@@ -14,7 +14,7 @@ from labkit.chain import STAGES
 from labkit.grading.find_notebooks import notebook_name
 from labkit.grading.notebook import IntakeError
 from labkit.grading.results import HandedIn
-from labkit.grading.roster import CANVAS, MOODLE, Name, read_name, without_count
+from labkit.grading.roster import CANVAS, MOODLE, Name, read_name, roster_key, without_count
 from labkit.grading.unpack import IGNORED, MAX_FILES, names_in_zip
 from labkit.grading.untrusted import short_name
 
@@ -103,14 +103,19 @@ def find_submissions(folder: Path) -> Found:
     lost: list[str] = []
     downloads: list[Path] = []
     named: dict[tuple[str, str, str], list[tuple[Name, Path]]] = defaultdict(list)
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or path.name in IGNORED:
-            continue
-        mode, name = path.lstat().st_mode, read_name(unicodedata.normalize("NFC", path.name))
+    texts: dict[tuple[str, str, str], str] = {}
+    paths = [p for p in sorted(folder.iterdir()) if p.name[0] != "." and p.name not in IGNORED]
+    for path, name in _names_of_platforms(paths).items():
+        mode = path.lstat().st_mode
         plain = stat.S_ISDIR(mode) or stat.S_ISREG(mode)
         if name and plain and (name.file or stat.S_ISDIR(mode)) and _fits(name, mode):
-            if not name.is_text:
-                named[name.platform, name.person, name.user].append((name, path))
+            key = (name.platform, name.person, name.user)
+            if name.is_text:
+                texts[key] = (
+                    f"left out: {short_name(name.person)} has typed in a text: read it there"
+                )
+            else:
+                named[key].append((name, path))
         elif plain and _is_download(path):
             downloads.append(path)
         elif stat.S_ISDIR(mode):
@@ -122,6 +127,7 @@ def find_submissions(folder: Path) -> Found:
             aside.append(f"left out: {short_name(path.name)} is {what}")
             if notebook_name(path.name) or path.suffix.lower() in ARCHIVES:
                 lost.append(short_name(path.name))
+    aside += [text for key, text in texts.items() if key not in named]
     sources += [_of_platform(files) for files in named.values()]
     inside = [path for path in downloads if path.is_dir()]
     deeper = Found([], [], [])
@@ -134,12 +140,12 @@ def find_submissions(folder: Path) -> Found:
             "unpacked, as the folder of submissions"
         )
         lost.append(short_name(path.name))
-    if len(sources) == 1 and not sources[0].platform and _is_class(sources[0].path):
-        only = short_name(sources[0].path.name)
+    if sources and all(not source.platform and _is_class(source.path) for source in sources):
+        first = short_name(sources[0].path.name)
         raise IntakeError(
-            f"{folder} holds one folder, {only}, in which several folders or zips have notebooks "
-            f"of the same name: if these are the students, give {folder / only}; if all is one "
-            "student's, leave one of each there"
+            f"in {folder}, several folders or zips in {first} have notebooks of the same name"
+            f"{', and so it is with all others' if len(sources) > 1 else ''}: if these are the "
+            f"students, give {folder / first}; if all is one student's, leave one of each there"
         )
     if not sources and not deeper.sources:
         why = "; ".join(aside[:MOST_TOLD]) or "it is empty"
@@ -148,6 +154,20 @@ def find_submissions(folder: Path) -> Found:
         )
     told_apart = _told_apart(sources) or deeper.sources
     return Found(told_apart, aside + deeper.left_out, lost + deeper.notebooks)
+
+
+def _names_of_platforms(paths: list[Path]) -> dict[Path, Name | None]:
+    """Return what each name says; None where no platform has written it.
+
+    Canvas' number of a file is that file's alone: two that share it have a date or year in their
+    names.
+    """
+    names = {path: read_name(unicodedata.normalize("NFC", path.name)) for path in paths}
+    times = Counter((n.user, n.attachment) for n in names.values() if n and n.platform == CANVAS)
+    return {
+        path: None if name and times[name.user, name.attachment] > 1 else name
+        for path, name in names.items()
+    }
 
 
 def _is_class(path: Path) -> bool:
@@ -212,8 +232,8 @@ def _of_platform(files: list[tuple[Name, Path]]) -> Source:
     late = any(name.late for name, _ in files)
     notes, latest = [], {}
     given = {name.file for name, _ in files}
-    counted = [(*_own_name(name, given), path) for name, path in files]
-    for file, _, path in sorted(counted, key=lambda entry: entry[1]):
+    counted = [(*_own_name(name, given), name.attachment, path) for name, path in files]
+    for file, _, _, path in sorted(counted, key=lambda entry: entry[1:3]):
         if file and file in latest:
             notes.append(f"{short_name(file)} was handed in again: the latest counts")
         latest[file or path.name] = path
@@ -246,8 +266,7 @@ def _own_name(name: Name, given: Container[str]) -> tuple[str, int]:
 
 def _student(name: str) -> str:
     """Return a student's name as every system would write it, on one line."""
-    normal = unicodedata.normalize("NFC", name).strip()
-    return "".join(char if char.isprintable() else "_" for char in normal) or "_"
+    return "".join(char if char.isprintable() else "_" for char in roster_key(name)) or "_"
 
 
 def _writable(name: str) -> str:
@@ -258,17 +277,17 @@ def _writable(name: str) -> str:
 def _told_apart(sources: list[Source]) -> list[Source]:
     """Return the submissions by name, each under one of its own; nobody is stopped for another.
 
-    Of the same name, the platform's number or the file's own name is added; those that only look
-    alike keep theirs. Both kinds are marked.
+    Of the same name, the platform's number or a zip's own name is added; those that only look
+    alike keep theirs. Both kinds are marked, but for those of one name who are anonymous.
     """
     same = Counter(source.student for source in sources)
     alike = Counter(look(source.student) for source in sources)
     found, taken = [], set()
     for source in sources:
         name, notes = source.student, list(source.notes)
-        if same[name] > 1:
+        if same[name] > 1 and (source.user or not source.path.is_dir()):
             name = _student(f"{name} ({source.user or source.path.name})")
-        if alike[look(source.student)] > 1:
+        if alike[look(source.student)] > 1 and not (source.user and same[source.student] > 2):
             notes.append("another submission has the same name or one that looks like it: "
                          "see whose is whose")  # fmt: skip
         while name in taken:

@@ -35,7 +35,8 @@ def write_gradebooks(
 
     Nothing in them depends on when or how fast the grading ran: the same points give the same
     bytes. An import overwrites grades, so Canvas and Moodle get only points that can be trusted:
-    of whoever was rejected or met a failure of the grader the cell is empty.
+    of whoever was rejected or met a failure of the grader the cell is empty, and whoever has
+    several submissions is left out.
 
     Args:
         out: Folder to write to.
@@ -50,12 +51,14 @@ def write_gradebooks(
     maximum = max((result.maximum for result in ordered), default=0.0)
     lines = [(result, people.of(result) or _unknown(result)) for result in ordered]
     absent = [(_absent(person, maximum), person) for person in people.absent(ordered)]
-    imported = lines + [(result, person) for result, person in absent if person.exempt]
+    twice = people.twice(ordered)
+    imported = [(result, person) for result, person in lines if result.student not in twice]
+    imported += [(result, person) for result, person in absent if person.exempt]
     platforms = {people.platform, *(result.handed_in.platform for result in ordered)}
     are_known = bool(people) or any(result.handed_in.user for result in ordered)
     tables = {
         "gradebook.csv": _gradebook(lines + absent, are_known),
-        "canvas.csv": _canvas(imported, rubric_title, points_text(maximum)),
+        "canvas.csv": _canvas(imported, people.column or rubric_title, points_text(maximum)),
         "moodle.csv": _moodle(imported, rubric_title),
     }
     if MOODLE in platforms:
@@ -135,7 +138,7 @@ def _canvas(lines: Sequence[Line], title: str, maximum: str) -> list[list[str]]:
 
     Canvas looks for a person by ID, its own number; then by SIS User ID, SIS Login ID and name. A
     row whose first cell says "Points Possible" gives the highest points, wherever it stands, so no
-    student may be called that.
+    student may be called that. Moodle's number of a person is not Canvas'.
     """
     rows = [
         ["Student", "ID", "SIS User ID", "SIS Login ID", "Section", title],
@@ -144,7 +147,8 @@ def _canvas(lines: Sequence[Line], title: str, maximum: str) -> list[list[str]]:
     for result, person in lines:
         name = (person.name or result.student).replace("Points Possible", "Points-Possible")
         login = person.login or person.email or ("" if person.user else result.student)
-        identity = [name, person.user, person.id, login, person.section]
+        user = "" if result.handed_in.platform == MOODLE else person.user
+        identity = [name, user, person.id, login, person.section]
         rows.append([*identity, _grade(result, "EX")])
     return rows
 
@@ -180,7 +184,7 @@ def _worksheet(lines: Sequence[Line], maximum: str) -> list[list[str]]:
 def _comment(result: Result) -> str:
     """Return the points per notebook in one line. Nothing in it was written by a student.
 
-    Empty where there are no points to import: it would take the place of a comment that is there.
+    Empty where there are no points to import, which would be no comment on anything.
     """
     if result.exempt or result.status != GRADED:
         return ""

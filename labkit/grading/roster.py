@@ -5,7 +5,9 @@ import csv
 import io
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -91,6 +93,7 @@ def without_count(file: str) -> tuple[str, int]:
 
 
 POINTS_POSSIBLE: Final = "points possible"  # a row of Canvas' gradebook that is no student
+MOODLE_MAXIMUM: Final = "maximum grade"
 TEST_STUDENTS: Final = frozenset({"student, test", "test student"})
 YES: Final = frozenset({"x", "yes", "y", "true", "1", "ex", "exempt", "excused"})
 NO: Final = frozenset({"", "no", "n", "false", "0", "-"})
@@ -159,10 +162,20 @@ class Roster:
         people: In the order of the file.
         platform: Whose export it is; empty for the instructor's own.
         note: What was not understood in it, a sentence; empty where all was.
+        column: In Canvas' gradebook, title and number of the assignment that is called as asked.
+        maximum: The points that the platform gives at most; None where the file does not say.
     """
 
-    def __init__(self, people: Iterable[Person] = (), platform: str = "", note: str = "") -> None:
+    def __init__(
+        self,
+        people: Iterable[Person] = (),
+        platform: str = "",
+        note: str = "",
+        column: str = "",
+        maximum: float | None = None,
+    ) -> None:
         self.people, self.platform, self.note = tuple(people), platform, note
+        self.column, self.maximum = column, maximum
 
     def __bool__(self) -> bool:
         return bool(self.people)
@@ -172,7 +185,8 @@ class Roster:
 
         By the submission's own name, by the platform's number, and by the person's name, in either
         order and as Canvas writes it into the names of files; of two numbers that differ, the name
-        is another person's.
+        is another person's. Moodle writes a team's number where others have a person's: there the
+        name has to be the person's, too.
         """
         return self.find(result.student, result.handed_in.user)
 
@@ -181,7 +195,7 @@ class Roster:
         own = roster_key(student)
         tests = (
             lambda p: bool(p.student) and roster_key(p.student) == own,
-            lambda p: bool(p.user and user) and p.user == user,
+            lambda p: bool(p.user and user) and p.user == user and self._may_be(p, own),
             lambda p: not (p.user and user) and _squashed(own) in _spellings(p.name),
         )
         for test in tests:
@@ -189,6 +203,18 @@ class Roster:
             if len(found) == 1:
                 return found[0]
         return None
+
+    def _may_be(self, person: Person, student: str) -> bool:
+        """Return whether the person of a number can be the one that a submission names."""
+        if self.platform != MOODLE or not person.name or person.name[-1:].isdecimal():  # anonymous
+            return True
+        return any(spelling in _squashed(student) for spelling in _spellings(person.name))
+
+    def twice(self, results: Iterable[Result]) -> dict[str, Person]:
+        """Return submission → person, of those of which somebody has several."""
+        whose = {result.student: person for result in results if (person := self.of(result))}
+        times = Counter(map(id, whose.values()))
+        return {student: person for student, person in whose.items() if times[id(person)] > 1}
 
     def absent(self, results: Iterable[Result]) -> list[Person]:
         """Return who is on the roster and handed in nothing, by name."""
@@ -222,15 +248,22 @@ def read_roster(path: Path | None, assignment: str = "") -> Roster:
         raise RosterError(
             f"the roster {path} has the columns {', '.join(header) or '(none)'}; expected "
             "student, name, email, id: `student` is the name of the submission's folder; or the "
-            "gradebook that Canvas or Moodle exports"
+            "gradebook that Canvas or Moodle exports, in English (in Moodle, set your own language "
+            "to English and export it again)"
         )
     points = _points_column(header, assignment) if platform == CANVAS else ""
+    named = points if _ASSIGNMENT.sub(r"\g<title>", points) == assignment.casefold() else ""
     found: dict[tuple[str, ...], Person] = {}
+    maxima: set[float] = set()
     unread = 0
     for number, row in enumerate(rows[1:], start=2):
         cells = dict(zip_longest(header, row[: len(header)], fillvalue=""))
         fields = {columns[title]: cell for title, cell in cells.items() if title in columns}
         person = _person(fields, excused=bool(points) and cells[points].casefold() == "ex")
+        if platform == MOODLE or cells[header[0]].casefold().startswith(POINTS_POSSIBLE):
+            with suppress(ValueError):
+                title = MOODLE_MAXIMUM if platform == MOODLE else named
+                maxima.add(float(cells.get(title, "").replace(",", ".")))
         if not any(row) or not _is_person(person, platform):
             continue
         if problem := _unclear(fields):
@@ -254,7 +287,9 @@ def read_roster(path: Path | None, assignment: str = "") -> Roster:
         f"the roster {path} has EX in {unread} rows, and not one column of an assignment that is "
         f"called {assignment or 'as the rubric'}: nobody was exempted by it"
     )
-    return Roster(found.values(), platform, note if unread else "")
+    column = rows[0][header.index(named)] if named else ""
+    maximum = maxima.pop() if len(maxima) == 1 else None
+    return Roster(found.values(), platform, note if unread else "", column, maximum)
 
 
 def _rows(path: Path) -> list[list[str]]:
@@ -381,14 +416,21 @@ def _person(fields: Mapping[str, str], excused: bool) -> Person:
 
 
 def roster_key(student: str) -> str:
-    """Return a name for comparison: macOS writes é as two characters, other systems as one."""
-    return unicodedata.normalize("NFC", student.strip())
+    """Return a name for comparison: macOS writes é as two characters, other systems as one.
+
+    Signs that only say how others are to be shown, as Persian has them, are no part of it.
+    """
+    seen = "".join(char for char in student if unicodedata.category(char) != "Cf")
+    return unicodedata.normalize("NFC", seen.strip())
 
 
 def _squashed(name: str) -> str:
-    """Return the letters of a name alone, as Canvas writes it into the names of files."""
+    """Return the letters of a name alone, as Canvas writes it into the names of files.
+
+    Marks are part of them: in Hindi and Thai they are the vowels.
+    """
     plain = unicodedata.normalize("NFKC", name).casefold()
-    return "".join(char for char in plain if char.isalnum())
+    return "".join(c for c in plain if c.isalnum() or unicodedata.category(c).startswith("M"))
 
 
 def _spellings(name: str) -> set[str]:

@@ -83,23 +83,25 @@ def take_in(source: Source, staging: Path, references: Mapping[str, NotebookNode
     try:
         digests, from_zips = take(source.paths, source.is_zip, staging, notes)
         if not digests:
+            causes = {note.rpartition(" (")[2].removesuffix(")") for note in notes}
+            why = f" ({causes.pop()})" if len(causes) == 1 else ""
             raise Rejected(
-                f"{short_name(source.path.name)} holds no file that can be taken in, expected the "
-                "notebooks: hand in the folder notebooks/ or a zip of it"
+                f"{short_name(source.path.name)} holds no file that can be taken in{why}, expected "
+                "the notebooks: hand in the folder notebooks/ or a zip of it"
             )
     except Rejected as error:
         shutil.rmtree(staging)
         staging.mkdir()
         return Intake(source.student, REJECTED, staging, str(error), notes=_at_most(notes))
     packed = [name for name in sorted(digests) if name.lower().endswith(PACKED)]
-    notes[:0] = [left_out(name, "an archive that is not opened: hand in a zip") for name in packed]
+    notes += [left_out(name, "an archive that is not opened: hand in a zip") for name in packed]
     top = _top_folder(digests)
     digests = {str(PurePosixPath(name).relative_to(top)): digests[name] for name in sorted(digests)}
     from_zips = frozenset(str(PurePosixPath(name).relative_to(top)) for name in from_zips)
     folder = staging / top
     notebooks, problems = find_notebooks(folder, digests, references, from_zips)
-    used = {found.path.relative_to(folder).as_posix() for found in notebooks.values()}
     nothing = all(problem.verdict == MISSING for problem in problems.values()) and not notebooks
+    used = {found.path.relative_to(folder).as_posix() for found in notebooks.values()}
     return Intake(
         student=source.student,
         status=REJECTED if nothing else GRADED,
@@ -174,6 +176,7 @@ def _overall(digests: Mapping[str, str]) -> str:
 
 
 def _at_most(notes: list[str]) -> list[str]:
-    """Return the first notes, and how many there were beyond."""
+    """Return the first notes, archives before others, and how many there were beyond."""
+    notes = sorted(notes, key=lambda note: not UNOPENED.match(note))
     more = len(notes) - MAX_NOTES
     return notes if more <= 0 else [*notes[:MAX_NOTES], f"{more:,} more files were left out"]

@@ -30,8 +30,9 @@ MAX_NAME_BYTES, MAX_PATH_BYTES = 200, 500
 
 # Left out without a word: what tools leave behind, and what is no part of anybody's work.
 IGNORED = frozenset(
-    {"__MACOSX", ".ipynb_checkpoints", "__pycache__", ".git", ".venv", "node_modules", ".DS_Store"}
-)
+    {"__MACOSX", ".ipynb_checkpoints", "__pycache__", ".git", ".venv", "node_modules", ".DS_Store",
+     "site-packages"}
+)  # fmt: skip
 DRIVE = re.compile(r"[A-Za-z]:")
 
 
@@ -323,17 +324,28 @@ def _damaged(name: str, error: Exception) -> Damaged:
 def _directory_bytes(stream: IO[bytes]) -> int:
     """Return the size of a zip's table of contents, before zipfile loads it as a whole.
 
-    The end record holds it at byte 12; a comment of up to 64 KiB may follow. The 64-bit variant is
-    for archives of more than 4 GiB or 65,535 entries, and counts as too large.
+    The end record holds it at byte 12; a comment of up to 64 KiB may follow. Some programs write
+    the 64-bit variant, too: its record holds the size at byte 40, and lies before a locator with
+    its place at byte 8. Of all that may be meant the largest counts.
     """
-    size = stream.seek(0, io.SEEK_END)
-    stream.seek(max(0, size - 2**16 - 100))
+    length = stream.seek(0, io.SEEK_END)
+    start = stream.seek(max(0, length - 2**16 - 200))
     tail = stream.read()
+    sizes = [0]
+    for end in re.finditer(b"PK\x05\x06", tail):
+        sizes.append(_number(tail, end.start() + 12, 4) % 0xFFFFFFFF)  # that says: see the other
+    places = [start + record.start() for record in re.finditer(b"PK\x06\x06", tail)]
+    places += [_number(tail, at.start() + 8, 8) for at in re.finditer(b"PK\x06\x07", tail)]
+    for place in places:
+        stream.seek(min(place, length))
+        sizes.append(_number(stream.read(48), 40, 8))
     stream.seek(0)
-    if b"PK\x06\x07" in tail:
-        return MAX_DIRECTORY_BYTES + 1
-    ends = [match.start() for match in re.finditer(b"PK\x05\x06", tail)]
-    return max((int.from_bytes(tail[end + 12 : end + 16], "little") for end in ends), default=0)
+    return max(sizes)
+
+
+def _number(record: bytes, at: int, length: int) -> int:
+    """Return a number of a zip's record."""
+    return int.from_bytes(record[at : at + length], "little")
 
 
 def _copy_bytes(stream: IO[bytes], copy: IO[bytes], name: str, room: int) -> tuple[str, int]:

@@ -539,6 +539,19 @@ def test_canvas_from_download_to_gradebook(walk: Command, tmp_path: Path) -> Non
         ]  # fmt: skip
 
 
+def test_what_does_not_fit_the_roster_is_told(walk: Command, tmp_path: Path) -> None:
+    hand_in(tmp_path, "doejane_12345_77_01_data.ipynb", "poeedgar_9_78_01_data.ipynb")
+    mine = CANVAS.replace("Lab (", "Deploying a model with Triton (").replace(",100", ",20")
+    (tmp_path / "roster.csv").write_text(mine)
+    status, said = walk("--roster", tmp_path / "roster.csv")
+    assert status == 0
+    assert "the platform gives 20 points at most and the rubric 100" in said
+    assert "not on the roster: poeedgar\n" in said
+    assert "on the roster, and handed in nothing: Gone, Bob, Lee, Ann\n" in said
+    first = (tmp_path / "grades" / "canvas.csv").read_text().splitlines()[0]
+    assert first.endswith("Deploying a model with Triton (4711)")
+
+
 def test_moodle_from_download_to_worksheet(walk: Command, tmp_path: Path) -> None:
     folder = "Jane Doe_31415_assignsubmission_file_"
     write_notebook(tmp_path / "class" / folder, "01_data", "1")

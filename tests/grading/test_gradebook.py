@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from factory import STAGES, make_class, make_record, make_result
 
+from labkit.grading.class_page import write_class_page
 from labkit.grading.gradebook import write_gradebooks
 from labkit.grading.results import FAILED, REJECTED, HandedIn, Result
 from labkit.grading.roster import RosterError, read_roster
@@ -480,3 +481,64 @@ def test_no_formula_appears_where_a_spreadsheet_splits_at_another_sign(
     for delimiter in ";|,":
         for row in csv.reader(io.StringIO(text), delimiter=delimiter):
             assert not any(cell.strip().startswith("=") for cell in row), row
+
+
+# ---- what platforms and people do besides
+
+
+def test_the_column_that_canvas_knows_is_the_one_given_back(tmp_path: Path) -> None:
+    people = read_roster(roster(tmp_path, CANVAS.replace("100.0", "20")), "LAB 3")
+    assert (people.column, people.maximum) == ("Lab 3 (4711)", 20)
+    write_gradebooks(tmp_path, [make_result("lovelaceada")], "Lab 3", people)
+    assert rows_of(tmp_path / "canvas.csv")[0][5] == "Lab 3 (4711)"
+    other = read_roster(roster(tmp_path, CANVAS), "Lab 4")  # the only one, and another assignment
+    assert (other.column, other.maximum) == ("", None)
+
+
+def test_moodles_maximum_is_read(tmp_path: Path) -> None:
+    assert read_roster(roster(tmp_path, MOODLE)).maximum == 100
+    assert read_roster(roster(tmp_path, MOODLE.replace(",100,", ',"20,00",'))).maximum == 20
+    unlike = MOODLE.replace("submission,-,100", "submission,-,50")
+    assert read_roster(roster(tmp_path, unlike)).maximum is None
+
+
+def test_an_export_in_another_language_is_told_how_to_be_one(tmp_path: Path) -> None:
+    path = roster(tmp_path, "ID,Vollständiger Name,E-Mail-Adresse\nTeilnehmer/in 7,Jane Doe,j@x\n")
+    with pytest.raises(RosterError, match="set your own language to English"):
+        read_roster(path)
+
+
+def test_a_teams_number_is_no_persons(tmp_path: Path) -> None:
+    people = read_roster(roster(tmp_path, MOODLE))
+    assert people.find("Team Rocket", "31415") is None
+    for name in ("Jane Doe", "Group A-Jane Doe", "Jane Doe (31415)", "DOE JANE"):
+        found = people.find(name, "31415")
+        assert found is not None and found.id == "8", name
+    anonymous = "Identifier,Status\nParticipant 31415,-\n"
+    assert read_roster(roster(tmp_path, anonymous)).find("Teilnehmer_in", "31415")
+
+
+def test_two_submissions_of_one_person_give_no_grade(tmp_path: Path) -> None:
+    people = read_roster(roster(tmp_path, CANVAS))
+    results = [make_result("Ada Lovelace"), make_result("Byron, George"),
+               make_result("lovelaceada", handed_in=handed_in("canvas", "1815"))]  # fmt: skip
+    assert set(people.twice(results)) == {"Ada Lovelace", "lovelaceada"}
+    write_gradebooks(tmp_path, results, TITLE, people)
+    assert [row[0] for row in rows_of(tmp_path / "canvas.csv")[2:]] == ["Byron, George"]
+    assert len(table(tmp_path / "gradebook.csv")) == 3
+    page = write_class_page(tmp_path, results, TITLE, people).read_text()
+    assert "Two submissions of one person" in page
+
+
+def test_vowels_and_invisible_signs_of_other_scripts(tmp_path: Path) -> None:
+    hindi = CANVAS.replace("Lovelace, Ada", "राम").replace("Byron, George", "रमा")
+    people = read_roster(roster(tmp_path, hindi))
+    found = people.find("रमा", "")
+    assert found is not None and found.user == "1788"
+    persian = read_roster(roster(tmp_path, "student\nعلی\u200cرضا\n"))
+    assert persian.find("علیرضا", "") is persian.people[0]
+
+
+def test_moodles_number_of_a_person_is_not_canvas_own(tmp_path: Path) -> None:
+    write_gradebooks(tmp_path, [make_result("x", handed_in=handed_in("moodle", "7"))], TITLE)
+    assert rows_of(tmp_path / "canvas.csv")[2][1] == ""

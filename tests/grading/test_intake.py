@@ -469,6 +469,19 @@ def test_a_table_of_contents_that_would_fill_the_memory_is_not_loaded(
     assert "too many entries" in found.reason
 
 
+def test_a_zip_of_64_bits_is_a_zip_and_hides_no_table_of_contents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As some programs write it, whatever the size."""
+    monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 0)
+    path = write_zip(tmp_path / "ada.zip", [("01_data.ipynb", notebook())])
+    assert b"PK\6\7" in path.read_bytes()
+    source = Source("ada", {"": path}, is_zip=True)
+    assert take_in(source, tmp_path / "one", REFERENCES).status == GRADED
+    monkeypatch.setattr(unpack, "MAX_DIRECTORY_BYTES", 20)
+    assert "too many entries" in take_in(source, tmp_path / "two", REFERENCES).reason
+
+
 def shifted(content: bytes) -> bytes:
     """A zip whose first entry would begin before the file does."""
     end = content.rindex(b"PK\5\6") + 16
@@ -516,6 +529,13 @@ def test_many_notes_are_cut_short(take_zip) -> None:
     found = take_zip([(f"../{number}", b"") for number in range(50)])
     assert len(found.notes) == submission.MAX_NOTES + 1
     assert found.notes[-1] == "30 more files were left out"
+    assert "holds no file that can be taken in (a path with `..`)" in found.reason
+
+
+def test_an_archive_that_was_not_opened_is_told_before_everything_else(take_folder) -> None:
+    many = {f"{number}\n": b"" for number in range(30)}
+    found = take_folder({"01_data.ipynb": notebook(), **many, "rest.7z": b"7z"})
+    assert submission.unopened(found.notes) == found.notes[:1]
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -900,6 +920,55 @@ def test_two_versions_are_one_students(tmp_path: Path) -> None:
     assert [source.student for source in find_submissions(tmp_path).sources] == ["ada"]
 
 
+def test_a_class_in_folders_by_section_is_no_class_of_sections(tmp_path: Path) -> None:
+    for name in ("A/ada", "A/bob", "B/eve", "B/joe"):
+        write_folder(tmp_path / name, {"01_data.ipynb": notebook()})
+    with pytest.raises(IntakeError, match=r"if these are the students, give .*/A;"):
+        find_submissions(tmp_path)
+    write_folder(tmp_path / "zoe", {"01_data.ipynb": notebook()})
+    assert len(find_submissions(tmp_path).sources) == 3
+
+
+@pytest.mark.parametrize("name", ["practical_2026_2027_{}.zip", "lab1_2026_1103_{}.zip"])
+def test_years_in_everybodys_names_are_no_numbers_of_a_platform(tmp_path: Path, name: str) -> None:
+    for student in ("Ada", "Bob"):
+        write_zip(tmp_path / name.format(student), [("01_data.ipynb", notebook())])
+    sources = find_submissions(tmp_path).sources
+    assert [source.student for source in sources] == [name.format(s)[:-4] for s in ("Ada", "Bob")]
+
+
+def test_of_one_name_the_file_with_the_highest_number_counts(tmp_path: Path) -> None:
+    for number in (999, 1000):
+        (tmp_path / f"doejane_123_{number}_lab.zip").write_text(str(number))
+    (source,) = find_submissions(tmp_path).sources
+    assert [path.read_text() for path in source.paths.values()] == ["1000"]
+
+
+def test_who_has_only_typed_in_a_text_is_told(tmp_path: Path) -> None:
+    (tmp_path / "Jane Doe_12_assignsubmission_onlinetext_").mkdir()
+    write_folder(tmp_path / "Zoe_13_assignsubmission_file_", {"01_data.ipynb": notebook()})
+    (tmp_path / "Zoe_13_assignsubmission_onlinetext_").mkdir()
+    assert find_submissions(tmp_path).left_out == [
+        "left out: Jane Doe has typed in a text: read it there"
+    ]
+
+
+def test_anonymous_participants_do_not_all_look_alike(tmp_path: Path) -> None:
+    for number in (12, 13, 14):
+        name = f"Participant_{number}_assignsubmission_file_"
+        write_folder(tmp_path / name, {"01_data.ipynb": notebook()})
+    sources = find_submissions(tmp_path).sources
+    assert [source.student for source in sources] == [f"Participant ({n})" for n in (12, 13, 14)]
+    assert not [note for source in sources for note in source.notes]
+
+
+def test_a_folder_keeps_its_name_beside_its_zip(tmp_path: Path) -> None:
+    write_folder(tmp_path / "ada", {"01_data.ipynb": notebook()})
+    write_zip(tmp_path / "ada.zip", [("01_data.ipynb", notebook())])
+    sources = find_submissions(tmp_path).sources
+    assert [source.student for source in sources] == ["ada", "ada (ada.zip)"]
+
+
 def test_a_date_in_the_name_of_a_zip_is_no_number_of_a_platform(tmp_path: Path) -> None:
     write_zip(tmp_path / "smith_2026_11_lab.zip", [("01_data.ipynb", notebook())])
     (source,) = find_submissions(tmp_path).sources
@@ -1037,6 +1106,8 @@ def test_an_older_version_beside_a_notebook_is_ignored_with_a_note(take_folder) 
 def test_what_was_only_run_again_is_no_other_version(take_folder) -> None:
     again = nbformat.reads(notebook().decode(), as_version=4)
     again.cells[0].execution_count = 7
+    given = nbformat.v4.new_code_cell("profile = 1", metadata={"tags": ["injected-parameters"]})
+    again.cells.insert(0, given)
     files = {"01_data.ipynb": notebook(), "run/01_data.ipynb": nbformat.writes(again).encode()}
     assert take_folder(files).notebooks[STAGE].note == ""
 
