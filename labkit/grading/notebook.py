@@ -18,7 +18,7 @@ from labkit.grading.limits import MIB
 from labkit.grading.student_notebook import NBGRADER_SCHEMA
 from labkit.grading.untrusted import MAX_CLASS, UnfitFile, read_plain, short_line
 
-MAX_NOTEBOOK_BYTES: Final = 20 * MIB
+MAX_NOTEBOOK_BYTES: Final = 64 * MIB  # with all that it has shown
 MAX_PARTS: Final = 500_000  # objects and lists: each takes hundreds of bytes once parsed
 MAX_CELLS: Final = 2_000
 MAX_REST: Final = 16  # characters after the end, of a program that wrote over a longer file
@@ -27,6 +27,7 @@ INJECTED: Final = "injected-parameters"  # tag of the cell that papermill adds
 PARAMETERS: Final = "parameters"  # tag of the cell that it follows
 KERNEL: Final = {"display_name": "Python 3", "language": "python", "name": "python3"}
 SETS_A_PARAMETER: Final = re.compile(r"""^(profile|workspace)\s*=\s*["']""", re.MULTILINE)
+DEFINES: Final = re.compile(r"^(?:async +)?(?:def|class) +(\w+)", re.MULTILINE)
 IMPORTS: Final = re.compile(r"^(import|from)\s+\w", re.MULTILINE)
 CODE_KINDS: Final = frozenset({"code", "markdown", "raw"})
 
@@ -304,7 +305,11 @@ def _clean(cell: NotebookNode) -> NotebookNode:
 
 
 def _put_checks_back(cells: list[NotebookNode], reference: NotebookNode, notes: list[str]) -> None:
-    """Give the check cells their source back, where the student changed it."""
+    """Give the check cells their source back, where the student changed it.
+
+    Editors merge cells under the name of one of them: definitions that were not in the check stay,
+    in a cell before it.
+    """
     for check in reference.cells:
         flags = check.metadata.get("nbgrader", {})
         if not (flags.get("grade") and flags.get("locked") and check.cell_type == "code"):
@@ -313,10 +318,14 @@ def _put_checks_back(cells: list[NotebookNode], reference: NotebookNode, notes: 
         found = [index for index, cell in enumerate(cells) if grade_id(cell) == name]
         if not found:
             notes.append(f"the check cell {name} is missing; its exercise is graded all the same")
-        for index in found:
+        for index in reversed(found):
+            written = cells[index].source
             if _as_read(cells[index]) != _as_read(check):
                 notes.append(f"the check cell {name} was put back")
             cells[index] = _clean(check)
+            if set(DEFINES.findall(written)) - set(DEFINES.findall(check.source)):
+                own = written.replace(check.source.strip(), "")
+                cells.insert(index, make_cell("code", own))
 
 
 def _as_read(cell: NotebookNode) -> tuple[str, str]:

@@ -113,6 +113,20 @@ def test_a_changed_check_is_put_back() -> None:
     assert found.notebook.cells[4].metadata.nbgrader.locked
 
 
+@pytest.mark.parametrize("overwritten", [False, True])
+def test_what_an_editor_has_merged_into_a_check_stays(overwritten: bool) -> None:
+    """JupyterLab calls merged cells as the active one; a pasted copy keeps its name, too."""
+    own, notebook = "def helper(a):\n    return a\n", reference()
+    check = notebook.cells[4]
+    check.source = own if overwritten else f"{own}\n{check.source}"
+    found = prepared(notebook)
+    assert found.notes == ["the check cell check-01-leak was put back"]
+    assert [c.source.strip() for c in found.notebook.cells[4:6]] == [
+        own.strip(), reference().cells[4].source.strip(),
+    ]  # fmt: skip
+    assert not found.notebook.cells[4].metadata
+
+
 def test_a_check_that_became_text_runs_again() -> None:
     notebook = reference()
     check = notebook.cells[4]

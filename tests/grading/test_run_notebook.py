@@ -234,6 +234,7 @@ class TestInTheSandbox:
         "fault",
         [
             "exit()", "import os; os._exit(0)", "import os; os.kill(os.getpid(), 9)",
+            "import IPython; IPython.Application.instance().kernel.do_shutdown(True)",
             "while True:\n    try:\n        while True: pass\n    except BaseException: continue",
         ],
     )  # fmt: skip
@@ -261,6 +262,24 @@ class TestInTheSandbox:
         solved = "def leaked(first, second): return shared(first, second)"
         helper = "def shared(a, b): return len(set(a) & set(b))"
         ran = run(helper, solved, "leaked = leaked([1], [1])", exercises=("ex-01-leak",))
+        assert measure_exercises(0, ran.answers)["ex-01-leak"].value == 1
+
+    @pytest.mark.parametrize(
+        "cells",
+        [
+            ["def shared(a, b): return len(set(a) & set(b))",
+             "def leaked(a, b): return shared(a, b)", "shared = leaked([1], [1])"],
+            ["import numpy", "def leaked(a, b): return len(numpy.intersect1d(a, b))", "%reset -f"],
+            ["leaked = lambda a, b: len(set(a) & set(b))", "leaked = leaked([1], [1])"],
+            ["from torch import *", "def leaked(a, b): return len(set(a) & set(b))"],
+            ["def leaked(a, b): return len(set(a) & set(b))", "compile = exec = None"],
+        ],
+        ids=["helper", "reset", "lambda", "torch", "builtins"],
+    )  # fmt: skip
+    def test_an_exercise_counts_whatever_later_cells_do_with_names(
+        self, run: Callable[..., Ran], cells: list[str]
+    ) -> None:
+        ran = run(*cells, exercises=("ex-01-leak",))
         assert measure_exercises(0, ran.answers)["ex-01-leak"].value == 1
 
     def test_what_can_be_called_counts_whatever_it_is(self, run: Callable[..., Ran]) -> None:
@@ -313,6 +332,38 @@ class TestInTheSandbox:
         ran = run("while True: print('x' * 10_000)")
         assert ran.verdict == OUTPUT
         assert (tmp_path / "keep" / "executed.ipynb").stat().st_size < 5 * 2**20
+
+    def test_one_picture_that_is_too_large_stops_nothing(
+        self, run: Callable[..., Ran], tmp_path: Path
+    ) -> None:
+        large = "from IPython.display import display, clear_output"
+        large += "\ndisplay({'image/png': 'x' * 9 * 2**20}, raw=True)"
+        ran = run(large, "print('on')", limits=LIMITS.changed({"output_mib": 4}))
+        assert (ran.verdict, shown(tmp_path)[-1]) == (OK, "on\n")
+
+    def test_what_was_cleared_or_replaced_takes_no_room(
+        self, run: Callable[..., Ran], tmp_path: Path
+    ) -> None:
+        live = (
+            "from IPython.display import display, clear_output\nfor _ in range(20):\n"
+            "    clear_output(wait=True)\n    display({'text/plain': 'x' * 2**20}, raw=True)\n"
+            "handle = display({'text/plain': ''}, raw=True, display_id=True)\n"
+            "for _ in range(20):\n    handle.update({'text/plain': 'y' * 2**20}, raw=True)"
+        )
+        ran = run(live, "print('on')", limits=LIMITS.changed({"output_mib": 4}))
+        assert (ran.verdict, shown(tmp_path)[-1]) == (OK, "on\n")
+
+    def test_nobody_gets_more_room_by_clearing(
+        self, run: Callable[..., Ran], tmp_path: Path
+    ) -> None:
+        again = (
+            "from IPython.display import display, clear_output\nfor _ in range(60):\n"
+            "    handle = display({'text/plain': 'y' * 2**20}, raw=True, display_id=True)\n"
+            "    clear_output(); print('.')\n    handle.update({'text/plain': ''}, raw=True)\n"
+            "for _ in range(60): display({'text/plain': 'x' * 2**19}, raw=True)"
+        )
+        run(again, limits=LIMITS.changed({"output_mib": 4}))
+        assert (tmp_path / "keep" / "executed.ipynb").stat().st_size < 9 * 2**20
 
     def test_the_runner_cannot_be_read_or_written_to(
         self, run: Callable[..., Ran], tmp_path: Path

@@ -24,7 +24,7 @@ MAX_ANSWER_MIB = 8  # of one file; the largest right one has some 100 kB
 PATIENCE_S = 100.0  # beyond a call's own limit, on a busy machine
 CALLS_S = 200.0  # for the calls of a notebook's exercises, also of CPU time
 GIVEN_UP = ("TimeLimit", "KernelEnded")  # after which an exercise is not called again
-GIVEN = ["server", "client"]  # variables of the notebook that lead to the grader's server then
+GIVEN = ["server", "client", "triton"]  # of the notebook; they lead to the grader's server then
 FOLDER = Path(inside.__file__).parent
 MAX_ERROR_CHARACTERS = 160
 # What a call came to, told by its class: a message could carry the hidden inputs out.
@@ -36,6 +36,7 @@ TOLD = {
     "Nested": "the answer has too many lists in each other",
     "TooLarge": "the answer is too large",
     "WrongKind": "the answer is neither numbers, text, a list nor an array",
+    "NoAnswer": "what came back could not be read",
     "NoOnnx": "the file that it wrote is no ONNX model that can be run",
 }
 LIBRARIES = frozenset({"AxisError", "LinAlgError", "ClientError", "InferenceServerException",
@@ -64,8 +65,8 @@ def ask_exercises(
         wanted: The exercises that count.
         limits: Of the notebook; those that hold when a kernel has ended and cells run once more.
         look_into: Asks a model file that a function has written, in another sandbox.
-        cells: Sources of the notebook's cells: of these the last one that defines a function is run
-            again where a later one has given its name to something else.
+        cells: Sources of the notebook's cells: where a later one has given a name to something else
+            that a function needs, definitions up to the last one of it are run again.
 
     Returns:
         Exercise id → `{"answers": […], "cases": which}`, or `{"failure": …}` where the grader could
@@ -169,17 +170,20 @@ class _Asker:
         program.extend(CALLS_S, CALLS_S)
         return lives
 
-    def _definition(self, function: str) -> str:
-        """Return the source of the last cell that defines a function; empty where none does."""
-        starts = re.compile(rf"^(?:async +)?def +{function}\b", re.MULTILINE)
-        return next((source for source in reversed(self._cells) if starts.search(source)), "")
+    def _definition(self, function: str) -> list[str]:
+        """Return the sources of cells up to the last one that defines a function, if one does."""
+        starts = re.compile(
+            rf"^(?:(?:async +)?def +{function}\b|{function}\s*=\s*lambda\b)", re.MULTILINE
+        )
+        found = [number for number, source in enumerate(self._cells, 1) if starts.search(source)]
+        return list(self._cells[: found[-1]]) if found else []
 
     def _answer(self, exercise: Exercise, case: HiddenCase) -> Json:
         """Return the answer to one hidden case."""
         requests = exercise.asks == "requests"
         request = {
             "function": exercise.function,
-            "source": self._definition(exercise.function),
+            "sources": self._definition(exercise.function),
             "arguments": case.arguments,
             "given": GIVEN if requests else [],
             "addresses": self._served.get("addresses", {}),
@@ -201,7 +205,8 @@ def _code(request: Json) -> str:
     """Return the source that calls a function in the kernel."""
     text = (FOLDER / "call_function.py").read_text(encoding="utf-8")
     names = {"__name__": "labkit_call", "REQUEST": json.dumps(request)}
-    return f"exec(compile({text!r}, '<labkit>', 'exec'), {names!r})"
+    own = "__import__('builtins')"  # a notebook may have a `compile` of another library
+    return f"{own}.exec({own}.compile({text!r}, '<labkit>', 'exec'), {names!r})"
 
 
 def _parsed(said: Json) -> Json:

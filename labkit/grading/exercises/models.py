@@ -90,7 +90,7 @@ def learning_rate_cases(rng: Generator) -> list[HiddenCase]:
 
     def case(label: str, progress: float, warmup: float) -> HiddenCase:
         up = 0.2 + 0.8 * progress / warmup if warmup else 1.0
-        down = (1 - progress) / (1 - warmup) if warmup < 1 else 1.0
+        down = (1 - progress) / (1 - warmup)
         return HiddenCase(
             label, [progress, warmup], close(up if progress < warmup else down, 0, 1e-6)
         )
@@ -104,7 +104,7 @@ def learning_rate_cases(rng: Generator) -> list[HiddenCase]:
         case("the rate goes down after a long warm-up", long + late * (1 - long), long),
         case("the training ends", 1.0, short),
         case("there is no warm-up (warmup is 0)", late, 0.0),
-        case("the warm-up lasts to the end (warmup is 1)", early, 1.0),
+        case("the warm-up lasts nearly to the end", early, 0.99),
     ]
 
 

@@ -7,6 +7,7 @@ a student's code may have replaced any of it, and then still has to give right a
 
 import ast
 import base64
+import decimal
 import heapq
 import json
 import math
@@ -16,6 +17,8 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,8 +31,7 @@ MAX_FILE_BYTES = 4 * 2**20
 MAX_DEPTH = 8  # lists in lists of an answer
 VIEWS: tuple[Any, ...] = (type({}.keys()), type({}.values()))
 SEQUENCES: tuple[Any, ...] = (list, tuple, range, *VIEWS)
-DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef,
-               ast.If, ast.Try)  # fmt: skip
+DEFINITIONS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
 class UnfitAnswer(Exception):
@@ -57,10 +59,12 @@ def plain(value: Any, depth: int = 0) -> Any:
         return base64.b64encode(value).decode()
     if value is None or isinstance(value, bool | int | str):
         return value
-    if isinstance(value, numbers.Real):  # a fraction, too
+    if isinstance(value, numbers.Real | decimal.Decimal):  # a fraction, too
         return float(value) if math.isfinite(value) else None
     if isinstance(value, dict):
         return {str(key): plain(entry, depth + 1) for key, entry in value.items()}
+    if isinstance(value, Iterator):  # of a generator, or what `map` gives
+        value = list(islice(value, MAX_ELEMENTS))
     if isinstance(value, SEQUENCES):
         return [plain(entry, depth + 1) for entry in value]
     raise UnfitAnswer("WrongKind")
@@ -142,21 +146,17 @@ def answer(request: dict[str, Any], names: dict[str, Any]) -> dict[str, Any]:
             function = names[request["function"]] = defined_again(request, names) or function
         if not callable(function):
             return {"error": "Undefined"}
-        arguments = [read(value, folder) for value in request["arguments"]]
         try:
-            value = function(*arguments)
-            if request["asks"] == "file":
-                file = folder / "model.onnx"
-                if not file.is_file():
-                    return {"error": "NoFile"}
-                content = file.read_bytes()
-                if len(content) > MAX_FILE_BYTES:
-                    raise UnfitAnswer("TooLarge")
-                return {"file": base64.b64encode(content).decode()}
-            found = {"value": plain(value)}
-            if len(json.dumps(found)) > MAX_ANSWER_BYTES:
-                raise UnfitAnswer("TooLarge")
-            return found
+            try:
+                return called(function, request, folder)
+            except UnfitAnswer:
+                raise
+            except Exception:
+                # So may a later cell have done with the name of something that it needs.
+                function = defined_again(request, names)
+                if function is None:
+                    raise
+                return called(function, request, folder)
         except UnfitAnswer as error:
             return {"error": str(error)}
         except KeyboardInterrupt:
@@ -164,6 +164,28 @@ def answer(request: dict[str, Any], names: dict[str, Any]) -> dict[str, Any]:
         except BaseException as error:  # SystemExit too: other cases are still to be called
             # The class only: a message could carry the hidden inputs out.
             return {"error": type(error).__name__}
+
+
+def called(function: Any, request: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Call a function with the arguments of a request; return its value, or the file it wrote.
+
+    Raises:
+        UnfitAnswer: see `plain`.
+        Exception: what the function raises.
+    """
+    value = function(*[read(value, folder) for value in request["arguments"]])
+    if request["asks"] == "file":
+        file = folder / "model.onnx"
+        if not file.is_file():
+            return {"error": "NoFile"}
+        content = file.read_bytes()
+        if len(content) > MAX_FILE_BYTES:
+            raise UnfitAnswer("TooLarge")
+        return {"file": base64.b64encode(content).decode()}
+    found = {"value": plain(value)}
+    if len(json.dumps(found)) > MAX_ANSWER_BYTES:
+        raise UnfitAnswer("TooLarge")
+    return found
 
 
 def parsed(source: str) -> ast.Module:
@@ -181,30 +203,42 @@ def results() -> tuple[type, ...]:
 
 
 def defined_again(request: dict[str, Any], names: dict[str, Any]) -> Any:
-    """Run imports and definitions of the cell that defines the function, beside all names.
+    """Run imports and definitions up to the cell that defines the function, beside all names.
 
-    What it assigns to the function's name counts, unless that cannot be called either.
+    What the last one assigns to the function's name counts, unless that cannot be called either.
     """
     name = request["function"]
-    try:
-        cell = parsed(request["source"])
-    except SyntaxError:
-        return None
+    beside = dict(names)
+    body: list[ast.stmt] = []
+    for source in request["sources"]:
+        try:
+            body = parsed(source).body
+        except SyntaxError:
+            body = []
+        for node in body:
+            if isinstance(node, DEFINITIONS):
+                run_statements([node], beside)
     for assigned in ((ast.Assign,), ()):
-        beside = dict(names)
-        body: list[ast.stmt] = [
+        again = dict(beside)
+        own: list[ast.stmt] = [
             node
-            for node in cell.body
-            if isinstance(node, DEFINITIONS)
+            for node in body
+            if isinstance(node, (*DEFINITIONS, ast.If, ast.Try))
             or (isinstance(node, assigned) and name in map(ast.unparse, node.targets))
         ]
-        try:
-            exec(compile(ast.Module(body, []), "<exercise>", "exec"), beside)
-        except Exception:
-            continue
-        if callable(found := beside.get(name)) and not isinstance(found, results()):
+        found = again.get(name) if run_statements(own, again) else None
+        if callable(found) and not isinstance(found, results()):
             return found
     return None
+
+
+def run_statements(statements: list[ast.stmt], names: dict[str, Any]) -> bool:
+    """Execute statements in a namespace; say whether that went well."""
+    try:
+        exec(compile(ast.Module(statements, []), "<exercise>", "exec"), names)
+    except Exception:
+        return False
+    return True
 
 
 def made_for_it(given: Any, addresses: dict[str, str]) -> dict[str, Any]:
@@ -216,6 +250,10 @@ def made_for_it(given: Any, addresses: dict[str, str]) -> dict[str, Any]:
         from labkit.client import LabClient
 
         made["client"] = LabClient(addresses["http"])
+    if "triton" in given:
+        from tritonclient.http import InferenceServerClient
+
+        made["triton"] = InferenceServerClient(addresses["http"])
     return made
 
 

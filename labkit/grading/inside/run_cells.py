@@ -47,6 +47,7 @@ MOST_REVIVALS = 4
 # No file beside the notebook takes the place of what the kernel is made of; its cells find them.
 LAUNCH = "import sys; sys.path.remove(''); from ipykernel import kernelapp as app; "
 LAUNCH += "app.launch_new_instance()"
+TOO_LARGE = "[not kept: too large, or after too much else]"
 KINDS = ("stream", "display_data", "execute_result", "error")
 Json = dict[str, Any]
 
@@ -123,8 +124,10 @@ class Kernel:
         """Run a source, give what it shows to `take`; return how it ended, see the module."""
         if not self.lives():
             return "lost"
-        ask = self.client.execute(source, store_history=take is not None, allow_stdin=False,
-                                  stop_on_error=False)  # fmt: skip
+        ask = self.client.execute(
+            source, store_history=take is not None, allow_stdin=False, stop_on_error=False,
+            user_expressions={"leaves": "get_ipython().exit_now"},
+        )  # fmt: skip
         begin, burnt = time.monotonic(), self.cpu_s()
         interrupted = 0.0
         while True:
@@ -153,7 +156,8 @@ class Kernel:
         status, self.count = reply["status"], reply.get("execution_count")
         if interrupted:
             return "late"
-        if any(entry.get("source") == "ask_exit" for entry in reply.get("payload", ())):
+        leaves = reply.get("user_expressions", {}).get("leaves", {}).get("data", {})
+        if leaves.get("text/plain") == "True":  # by exit(), or as hosted notebooks restart a kernel
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(PATIENCE_S)
             self.end()
@@ -183,23 +187,37 @@ class Outputs:
         self.list: list[Json] = []
         self._room, self._clear = room, False
         self._shown: dict[str, Json] = {}
+        self._kept = 0  # bytes of what this cell has taken of the room, and can give back
 
     def __call__(self, kind: str, content: Json) -> bool:
         """Take a message; False when too much has been shown."""
         if kind == "clear_output":
             self._clear = True
             return True
+        size = len(json.dumps(content, default=str))
+        if "data" in content and size > self._room[0] > 0:
+            content = {**content, "data": {"text/plain": TOO_LARGE}}
+            size = len(json.dumps(content["data"]))
         if kind == "update_display_data":
             kept = self._shown.get(str(content.get("transient", {}).get("display_id")))
             if kept is not None:
+                self._give_back(len(json.dumps(kept["data"], default=str)))
                 kept["data"] = content.get("data", {})
         elif kind in KINDS:
             if self._clear:
                 self.list.clear()
+                self._shown.clear()
+                self._give_back(self._kept)
                 self._clear = False
             self._add(kind, content)
-        self._room[0] -= len(json.dumps(content, default=str))
+        self._room[0] -= size
+        self._kept += size
         return self._room[0] > 0
+
+    def _give_back(self, size: int) -> None:
+        """Make room again for what was cleared or has been replaced."""
+        self._kept -= size
+        self._room[0] += size
 
     def _add(self, kind: str, content: Json) -> None:
         if kind == "stream":

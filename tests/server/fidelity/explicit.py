@@ -26,7 +26,7 @@ class ExplicitServer(TritonServer):
         self, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
     ) -> tuple[int, bytes, Mapping[str, str]]:
         """Return status, body and headers of a POST where there is a body, else of a GET."""
-        connection = http.client.HTTPConnection(self.http, timeout=30)
+        connection = http.client.HTTPConnection(self.http, timeout=120)
         try:
             connection.request("GET" if body is None else "POST", path, body, dict(headers or {}))
             answer = connection.getresponse()
