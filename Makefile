@@ -52,7 +52,7 @@ jupyter: env server ## Open JupyterLab on the notebooks
 doctor: env ## Say what this machine has and what is missing
 	@$(VENV_PYTHON) -m labkit doctor
 
-test: env ## Run every check: ruff, mypy, unit, server, notebooks, grading, deploy, drills, browser
+test: env ## Run every check: ruff, mypy, unit, server, notebooks, grading; gateway, drills, browser
 	@$(VENV_PYTHON) tools/run_steps.py $(STEPS)
 
 test-unit: env ## Run the unit tests only (no network, no server)

@@ -122,9 +122,12 @@ STEPS = (
     ),
     # By itself: its limits are those of a class, and it has two workers of its own.
     tests("hostile", "a hostile class, graded", HOSTILE, limit_s=3600),
-    tests("deploy", "packaging, Docker, gateway, monitoring", "tests/deploy"),
-    tests("drills", "failure drills, the short ones", "tests/drills"),
-    tests("browser", "JupyterLab in a browser", "tests/browser", limit_s=600),
+    # Side by side: each of them mostly waits.
+    tests(
+        "operate",
+        "gateway, monitoring, drills, browser",
+        *("-n", "2", "--dist", "loadfile", "tests/deploy", "tests/drills", "tests/browser"),
+    ),
 )
 
 
