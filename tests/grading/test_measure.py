@@ -31,7 +31,7 @@ from labkit.grading.measure.base import Checks, entry, number, top1
 from labkit.grading.measure.images import SERVED_HELD_OUT
 from labkit.grading.measure.model_sandbox import ModelSandbox
 from labkit.grading.measure.serving import CORES, MODELS, PIPELINE_NETWORK
-from labkit.grading.measure.stages import split_indices
+from labkit.grading.measure.stages import MAX_DETAIL, split_indices
 from labkit.grading.results import Measurement
 from labkit.grading.sandbox import BUBBLEWRAP, NONE, Isolation, Sandbox
 from labkit.grading.untrusted import UnfitFile
@@ -302,12 +302,28 @@ def test_without_any_file_nothing_is_measured(run: Run, stage: str) -> None:
         assert not measurement.value
 
 
+# Stage → why it is not passed on where nothing is there that earlier stages make; empty: it is.
+WITHOUT_INPUTS = {
+    "02_train": "",
+    "03_export": "checkpoint.pt was not made",
+    "04_quantize": "model.onnx was not made",
+    "05_configure": "cifar10_onnx answers 0% as its file does",
+    "06_serve": "",
+    "07_tune": "cifar10_onnx, tuned, answers 0% as its file does",
+    "10_pipeline": "",
+    "08_report": "",
+}
+
+
 @pytest.mark.parametrize("stage", STAGES[1:])
 def test_without_what_it_was_given_a_stage_is_measured_all_the_same(run: Run, stage: str) -> None:
     for name, maker in MADE_BY.items():
         if maker in STAGES[: STAGES.index(stage)]:
             run.path(name).unlink(missing_ok=True)
-    run.measure_stage(stage)
+    measured = run.measure_stage(stage)
+    no_better(measured)
+    assert measured.accepted == (not WITHOUT_INPUTS[stage])
+    assert WITHOUT_INPUTS[stage] in measured.why_not
 
 
 @pytest.mark.parametrize(
@@ -1086,8 +1102,14 @@ def test_what_a_sandbox_says_of_a_failure_is_printable_and_short(run: Run) -> No
     run.sandbox.models = dict.fromkeys(run.sandbox.models, noise)
     run.sandbox.served = dict.fromkeys(run.sandbox.served, noise)
     for stage in STAGES:
-        run.measure_stage(stage)
-        write_json(run.folder / "result.json", run.measure_stage(stage).why_not)
+        measured = run.measure_stage(stage)
+        told = [measurement.detail for measurement in measured.measurements.values()]
+        for sentence in (measured.why_not, *told):
+            assert sentence.isprintable()
+            assert len(sentence) <= MAX_DETAIL
+        write_json(run.folder / "result.json", measured.why_not)  # a lone surrogate is refused
+        quoted = any("<script>" in sentence for sentence in told)
+        assert quoted == (stage not in ("01_data", "08_report"))  # which run no files
 
 
 # ---- parts
