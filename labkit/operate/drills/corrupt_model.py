@@ -91,6 +91,7 @@ def _outcome(
         numbers=[
             Number("failed requests", len(record.failed), at_most=0, n=len(record.answers)),
             Number("status of loading the damaged version", status, at_least=400, at_most=599),
+            Number("status of loading the sound version", sound_status, at_most=299),
             Number("version 1 ready afterwards", float(after == ["1"]), at_least=1),
             Number("version 3 ready at the end", float(versions == ["3"]), at_least=1),
             Number("longest time without an answer", record.longest_gap_s(), "s", at_most=5),
