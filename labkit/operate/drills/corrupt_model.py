@@ -46,12 +46,12 @@ def run(lab: DrillEnvironment) -> Outcome:
 
 def load_model(replica: Replica, model: str) -> tuple[int, str]:
     """Ask a server to load what its repository holds now; return status and words."""
-    return _ask(replica, "POST", f"/v2/repository/models/{model}/load")
+    return _ask(replica, f"/v2/repository/models/{model}/load")
 
 
 def ready_versions(replica: Replica, model: str) -> list[str]:
     """Return the versions of a model that answer."""
-    _, text = _ask(replica, "POST", "/v2/repository/index")
+    _, text = _ask(replica, "/v2/repository/index")
     return [
         entry.get("version", "")
         for entry in json.loads(text)
@@ -59,10 +59,10 @@ def ready_versions(replica: Replica, model: str) -> list[str]:
     ]
 
 
-def _ask(replica: Replica, method: str, path: str) -> tuple[int, str]:
+def _ask(replica: Replica, path: str) -> tuple[int, str]:
     connection = http.client.HTTPConnection(replica.http, timeout=60)
     try:
-        connection.request(method, path)
+        connection.request("POST", path)
         answer = connection.getresponse()
         return answer.status, answer.read().decode()
     finally:
