@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 
 from labkit.errors import LabError
-from labkit.runtime import Runner, load_runner, probe_images, throughput
+from labkit.runtime import WARM_UP_CALLS, Runner, load_runner, probe_images, throughput
 
 Key = TypeVar("Key")  # whatever names a case
 Value = TypeVar("Value")
@@ -112,7 +112,6 @@ def compare(
     batch: int = 32,
     rounds: int = 5,
     seconds: float = 0.3,
-    progress: Callable[[str], None] | None = None,
 ) -> Comparison:
     """Measure runners in turn, `rounds` times, `seconds` each time; see `in_turn`.
 
@@ -122,7 +121,6 @@ def compare(
         batch: Images per call.
         rounds: Values per runner.
         seconds: Length of one slice.
-        progress: Called with one line after each round.
 
     Raises:
         ComparisonError: unknown baseline, no rounds, or differing thread counts.
@@ -135,7 +133,6 @@ def compare(
     rates = in_turn(
         {name: partial(throughput, runner, batch, seconds) for name, runner in runners.items()},
         rounds,
-        progress,
     )
     ratios = {
         name: [own / base for own, base in zip(values, rates[baseline], strict=True)]
@@ -167,8 +164,8 @@ class Latency:
     p95: float
 
 
-def latency_ms(runner: Runner, batch: int = 1, calls: int = 100, warm_up: int = 3) -> Latency:
-    """Time `calls` single calls, after `warm_up` calls that do not count.
+def latency_ms(runner: Runner, batch: int = 1, calls: int = 100) -> Latency:
+    """Time `calls` single calls, after a few calls that do not count.
 
     Raises:
         ComparisonError: fewer than 20 calls, which have no 5th and 95th percentile.
@@ -176,7 +173,7 @@ def latency_ms(runner: Runner, batch: int = 1, calls: int = 100, warm_up: int = 
     if calls < 20:
         raise ComparisonError(f"got calls={calls}, expected at least 20 for percentiles")
     images = probe_images(batch)
-    for _ in range(warm_up):
+    for _ in range(WARM_UP_CALLS):
         runner(images)
     times = []
     for _ in range(calls):

@@ -204,9 +204,9 @@ def _direct_dependencies() -> list[str]:
     ]
 
 
-def _some(items: Iterable[str], most: int = 4) -> str:
+def _some(items: Iterable[str]) -> str:
     """Join a few items; say how many more there are."""
-    items = list(items)
+    items, most = list(items), 4
     more = f" and {len(items) - most} more" if len(items) > most else ""
     return ", ".join(items[:most]) + more
 

@@ -282,14 +282,13 @@ def write_config(repository: Path, spec: ModelSpec, name: str | None = None) -> 
     return path
 
 
-def write_model(repository: Path, spec: ModelSpec, workspace: Workspace, version: int = 1) -> Path:
-    """Write one model into a repository: configuration, labels and the files of a version.
+def write_model(repository: Path, spec: ModelSpec, workspace: Workspace) -> Path:
+    """Write one model into a repository: configuration, labels and the files of version 1.
 
     Args:
         repository: The model repository.
         spec: The model.
         workspace: The run whose artifacts are copied.
-        version: Version folder, ≥ 1.
 
     Returns:
         The folder of the model.
@@ -300,7 +299,7 @@ def write_model(repository: Path, spec: ModelSpec, workspace: Workspace, version
     sources = {file: workspace.require(artifact) for artifact, file in spec.artifacts.items()}
     write_config(repository, spec)
     for file, source in sources.items():
-        with atomic_path(repository / spec.name / str(version) / file) as temporary:
+        with atomic_path(repository / spec.name / "1" / file) as temporary:
             shutil.copyfile(source, temporary)
     return repository / spec.name
 

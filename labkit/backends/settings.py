@@ -150,11 +150,11 @@ class Settings:
             )
         return path
 
-    def integer(self, name: str, default: int = 0) -> int:
-        """Return an integer parameter, as C++ reads one: from the digits that it begins with."""
+    def integer(self, name: str) -> int:
+        """Return an integer parameter, 0 where there is none; read as in C++: the first digits."""
         text = self.parameters.get(name)
         if text is None:
-            return default
+            return 0
         number = re.match(r"\s*[+-]?\d+", text)
         if number is None:
             raise ConfigError(

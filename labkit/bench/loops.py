@@ -26,11 +26,7 @@ STATISTICS_WAIT_S = 0.5  # Triton books a request just after its answer has left
 MAX_CONCURRENCY = 256
 
 
-def repeat(
-    cases: Mapping[Key, Callable[[], LoadResult]],
-    repeats: int,
-    progress: Callable[[str], None] | None = None,
-) -> dict[Key, Repeated]:
+def repeat(cases: Mapping[Key, Callable[[], LoadResult]], repeats: int) -> dict[Key, Repeated]:
     """Measure every case once per round, in turn; see `in_turn`.
 
     Raises:
@@ -38,7 +34,7 @@ def repeat(
     """
     if repeats < 1:
         raise BenchError(f"got repeats={repeats}, expected at least 1")
-    runs = in_turn(cases, repeats, progress)
+    runs = in_turn(cases, repeats)
     return {name: Repeated.of(results) for name, results in runs.items()}
 
 

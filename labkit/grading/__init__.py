@@ -2,13 +2,15 @@
 
 A submission walks through these modules, in this order:
 
-1. `submission`: found, unpacked, read (`unpack`, `notebook`);
-2. `run_notebook`: its cells run in a kernel in the sandbox (`sandbox`, `inside.run_cells`), what
-   they made is taken out, and its `exercises` are called in that kernel;
-3. `carry_forward`: what the next notebook is given;
-4. `measure`: what was made is held against what is true, in a second sandbox;
-5. `results`: measurements and the `rubric` become points;
-6. `gradebook`, `feedback`, `class_page`.
+1. `find_submissions`: who handed in what;
+2. `submission`: unpacked and read (`unpack`, `find_notebooks`, `notebook`);
+3. `run_notebook`: its cells run in a kernel in the sandbox (`workdir`, `sandbox`,
+   `confined_process`, `inside.run_cells`), what they made is taken out, and its `exercises` are
+   called in that kernel;
+4. `carry_forward`: what the next notebook is given;
+5. `measure`: what was made is held against what is true, in a second sandbox;
+6. `results`: measurements and the `rubric` become points;
+7. `publish`: `gradebook`, `feedback`, `class_page`.
 
 `grade` is one submission on its way, `session` a grading and its settings, `classroom` all of them,
 `commands` what the instructor types. Points come from measurements only: that a notebook claims to

@@ -94,7 +94,7 @@ def take_out(stage: str, run: Path, keep: Path) -> StageOutputs:
         made.repository = keep / "model_repository"
         made.repository.mkdir(parents=True, exist_ok=True)
         for name in repository_files():
-            # What is missing, the measured of the repository says.
+            # What is missing is said when the repository is measured.
             with suppress(UnfitFile):
                 target = made.repository / name
                 digest = _copy(run, "model_repository", name, target)

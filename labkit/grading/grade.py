@@ -5,11 +5,11 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from labkit.chain import STAGES
 from labkit.environment import environment_facts
@@ -231,7 +231,7 @@ class Submission:
         return ran
 
 
-class Kernels:
+class Kernels(AbstractContextManager["Kernels"]):
     """Sandboxes with kernels, one for each notebook: the next one starts while one runs.
 
     It does so where a core is free for that: with several workers each has cores of its own.
@@ -245,9 +245,6 @@ class Kernels:
     def __init__(self, session: Session, work: Path, stages: Sequence[str]) -> None:
         self._session, self._work, self._stages = session, work, stages
         self._waiting: dict[str, KernelSandbox] = {}
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *exc: object) -> None:
         for kernel in self._waiting.values():

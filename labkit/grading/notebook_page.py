@@ -22,7 +22,6 @@ from pygments.lexers import PythonLexer
 
 from labkit.chain import CellFinding, first_line_of
 from labkit.errors import LabError
-from labkit.grading.notebook import INJECTED
 from labkit.grading.pages import environment, one_line
 from labkit.grading.results import OK
 from labkit.grading.untrusted import short_line
@@ -152,7 +151,6 @@ MAX_PAGE_CHARS: Final = 6_000_000
 MAX_CELLS: Final = 500
 MAX_OUTPUTS: Final = 40  # of one cell
 MOST_ERRORS: Final = 5  # listed on top of the page
-OF_PAPERMILL: Final = frozenset({INJECTED, "papermill-error-cell-tag"})  # tags of its own cells
 
 _FORMATTER = HtmlFormatter(nowrap=True, style="default")
 
@@ -251,20 +249,8 @@ def _is_counted(cell: Any) -> bool:
     return is_code and bool(text_of(cell.get("source")).strip())
 
 
-def _is_papermills(cell: Any) -> bool:
-    """Return whether papermill put the cell in: its parameters, or its note on an error."""
-    tags = _metadata(cell).get("tags")
-    return isinstance(tags, list) and any(tag in OF_PAPERMILL for tag in map(text_of, tags))
-
-
-def _metadata(cell: Any) -> dict[str, Any]:
-    """Return a cell's metadata, of which nothing is known yet."""
-    metadata = cell.get("metadata") if isinstance(cell, dict) else None
-    return metadata if isinstance(metadata, dict) else {}
-
-
 def read_cells(path: Path) -> list[Any]:
-    """Return the cells of a notebook file, of which nothing is known yet, without papermill's own.
+    """Return the cells of a notebook file, of which nothing is known yet.
 
     Raises:
         UnreadableNotebook: it is missing, too large, not JSON, or has no list of cells.
@@ -293,7 +279,7 @@ def read_cells(path: Path) -> list[Any]:
             "The notebook as it ran has no list of cells, as notebooks of version 4 have, and "
             "cannot be shown."
         )
-    return [cell for cell in cells if not _is_papermills(cell)]
+    return cells
 
 
 def _cells_that_fit(found: list[Any]) -> Iterator[Cell]:

@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import jinja2
 import nbformat
 from nbformat import NotebookNode
 
 from labkit.chain import PRACTICE, STAGES
 from labkit.grading.limits import LIMITS
 from labkit.grading.student_notebook import STUB, ReleaseError, exercises_of, release_notebook
+from labkit.html_templates import templates
 from labkit.profiles import PROFILES
 from labkit.workspace import project_root
 
@@ -68,20 +68,14 @@ def student_readme(notebooks: dict[str, NotebookNode]) -> str:
     Args:
         notebooks: Stage → released notebook.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("labkit.grading", "templates"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,  # Markdown, from texts of the project itself
-    )
-    return environment.get_template("student_readme.md").render(
+    template = templates("labkit.grading", escape=False).get_template("student_readme.md")
+    text = template.render(
         notebooks=[_summary(stage, notebooks[stage]) for stage in STAGES],
         practice=[_summary(stage, notebooks[stage]) for stage in PRACTICE],
         limits=LIMITS["smoke"],
         smoke=PROFILES["smoke"],
     )
+    return f"{text}\n"  # the newline at a template's end is not kept
 
 
 def _summary(stage: str, notebook: NotebookNode) -> dict[str, Any]:

@@ -4,10 +4,10 @@ import ast
 import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from labkit.chain import CellFinding, first_line_of
 from labkit.errors import LabError
@@ -110,7 +110,7 @@ class Ran:
         return next((str(a["failure"]) for a in self.answers.values() if "failure" in a), "")
 
 
-class KernelSandbox:
+class KernelSandbox(AbstractContextManager["KernelSandbox"]):
     """A sandbox with a kernel for one notebook; a context manager.
 
     It starts before the notebook's turn, so that what takes seconds in each, a kernel and what the
@@ -150,9 +150,6 @@ class KernelSandbox:
             with suppress(Stopped):  # whoever waits for it will hear
                 self.program.tell(do="start", folder=self.program.folder, imports=imports)
             self._stack = stack.pop_all()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()

@@ -1,4 +1,4 @@
-"""The sandbox: what a submission sees of this machine; starting and stopping programs in it.
+"""The sandbox: what a submission sees of this machine, and what it may use.
 
 With bubblewrap a program sees a read-only environment (Python, its packages, labkit without this
 package), the data set, and one private folder. It has no network but a loopback of its own, sees no

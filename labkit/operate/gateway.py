@@ -8,7 +8,6 @@ import secrets
 import shutil
 import signal
 import socket
-import ssl
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -52,7 +51,6 @@ class Gateway:
         folder: For configuration, logs and temporary files; made when missing, kept at the end. A
             start begins the logs anew.
         keys: Name → API key; one random key, named `lab`, when empty.
-        tls: Whether clients must speak TLS; a test certificate is made in `folder/tls`.
         settings: Other values for the numbers of site/limits.conf, such as `{"body_cap": "1m"}`.
             Names: see `labkit.operate.nginx_config.SETTINGS`.
         http_port: Port for HTTP; None for a free one.
@@ -63,7 +61,6 @@ class Gateway:
     grpc: Sequence[str]
     folder: Path
     keys: Mapping[str, str] = field(default_factory=dict, repr=False)
-    tls: bool = False
     settings: Mapping[str, str] = field(default_factory=dict)
     http_port: int | None = None
     grpc_port: int | None = None
@@ -106,11 +103,6 @@ class Gateway:
         return self.folder / "logs" / "error.log"
 
     @property
-    def ca_file(self) -> Path:
-        """Certificate authority that a client of a gateway with TLS trusts."""
-        return self.folder / "tls" / "ca.pem"
-
-    @property
     def pid(self) -> int | None:
         """Process id of nginx's master; None when it does not run."""
         return self._program.pid if self._program is not None else None
@@ -130,7 +122,7 @@ class Gateway:
         """Write the site, start nginx and wait until it listens.
 
         Raises:
-            MissingProgram: nginx, or with TLS openssl, is not installed.
+            MissingProgram: nginx is not installed.
             GatewayError: An address or a setting is not one.
             PortInUse: A given port is held; the message names the process.
             ProgramError: nginx ended, or did not listen in time.
@@ -140,7 +132,7 @@ class Gateway:
         wanted = {"http": self.http_port, "grpc": self.grpc_port}
         for attempt in range(1, ATTEMPTS + 1):
             self._ports = choose_ports(wanted)
-            write_listeners(self.folder / "site", self._ports, self.tls)
+            write_listeners(self.folder / "site", self._ports)
             self._program = Program(
                 "nginx",
                 [nginx, "-p", f"{self.folder}/", "-c", self.folder / "nginx.conf",
@@ -213,22 +205,10 @@ class Gateway:
         write_place(site, self.keys, version)
         write_limits(site, source / "site" / "limits.conf", self.settings)
         write_upstreams(site, self.http, self.grpc, self.settings)
-        if self.tls:
-            find_program("openssl")
-            script = source / "make_certificate.sh"
-            subprocess.run(
-                ["sh", script, self.folder / "tls", "--force"], check=True, capture_output=True
-            )
 
     def _listens(self) -> bool:
         """Say whether nginx answers on both ports."""
-        connection: http.client.HTTPConnection
-        port = self._ports["http"]
-        if self.tls:
-            context = ssl.create_default_context(cafile=str(self.ca_file))
-            connection = http.client.HTTPSConnection(LOOPBACK, port, timeout=2, context=context)
-        else:
-            connection = http.client.HTTPConnection(LOOPBACK, port, timeout=2)
+        connection = http.client.HTTPConnection(LOOPBACK, self._ports["http"], timeout=2)
         try:
             with contextlib.closing(connection):
                 connection.request("GET", "/healthz")

@@ -166,12 +166,12 @@ class Load:
 
     Args:
         target: What is sent, and where to; see `aimed_at`.
-        shape: How much.
+        profile: How much.
     """
 
-    def __init__(self, target: Target, shape: LoadProfile) -> None:
+    def __init__(self, target: Target, profile: LoadProfile) -> None:
         self.answers: list[Answer] = []
-        self._target, self._shape = target, shape
+        self._target, self._profile = target, profile
         self._stop = threading.Event()
         self._begin = 0.0
         self._asked: Asked | None = None
@@ -230,7 +230,7 @@ class Load:
         if self._error is not None:
             raise BenchError(f"the load broke off: {self._error}") from self._error
         record = Record(self.answers, self._seconds)
-        if self._asked is not None and self._shape.rate_per_s:
+        if self._asked is not None and self._profile.rate_per_s:
             record.due_latency_ms = self._asked.samples_ms
             late = sorted(self._asked.late_ms)
             record.late_ms = late[int(0.95 * len(late))] if late else 0.0
@@ -239,8 +239,8 @@ class Load:
 
     def _run(self) -> None:
         try:
-            connections = self._shape.clients
-            if self._shape.rate_per_s:
+            connections = self._profile.clients
+            if self._profile.rate_per_s:
                 connections = self._target.options.max_in_flight
             self._asked = run_load(self._target, self._ask, connections)
         except BaseException as error:
@@ -248,14 +248,14 @@ class Load:
         self._seconds = time.perf_counter() - self._begin
 
     async def _ask(self, sender: Sender) -> Asked:
-        shape, recorder = self._shape, _Recorder(sender, self.answers, self._begin)
-        if shape.rate_per_s is None:
+        profile, recorder = self._profile, _Recorder(sender, self.answers, self._begin)
+        if profile.rate_per_s is None:
             return await ask_in_turn(
-                recorder, shape.clients, shape.seconds, shape.requests, self._stop.is_set
+                recorder, profile.clients, profile.seconds, profile.requests, self._stop.is_set
             )
-        due_s = poisson_schedule(shape.rate_per_s, shape.seconds, self._target.options.seed)
+        due_s = poisson_schedule(profile.rate_per_s, profile.seconds, self._target.options.seed)
         return await ask_on_schedule(
-            recorder, due_s[: shape.requests], self._target.options.max_in_flight
+            recorder, due_s[: profile.requests], self._target.options.max_in_flight
         )
 
 

@@ -123,21 +123,12 @@ def write_upstreams(
         write_text(site / f"upstream_{protocol}.conf", text)
 
 
-def write_listeners(site: Path, ports: Mapping[str, int], tls: bool) -> None:
+def write_listeners(site: Path, ports: Mapping[str, int]) -> None:
     """Write listen_http.conf and listen_grpc.conf: a loopback port each.
 
     Args:
         site: The folder.
         ports: `http` and `grpc` → port.
-        tls: Whether clients must speak TLS, with the certificate in the folder `tls`.
     """
-    secure = " ssl" if tls else ""
-    certificate = (
-        "ssl_certificate tls/server.pem;\nssl_certificate_key tls/server.key;\n"
-        "ssl_protocols TLSv1.2 TLSv1.3;\n"
-        if tls
-        else ""
-    )
-    for protocol, version in (("http", ""), ("grpc", " http2")):
-        listen = f"listen {LOOPBACK}:{ports[protocol]}{secure}{version};\n"
-        write_text(site / f"listen_{protocol}.conf", listen + certificate)
+    write_text(site / "listen_http.conf", f"listen {LOOPBACK}:{ports['http']};\n")
+    write_text(site / "listen_grpc.conf", f"listen {LOOPBACK}:{ports['grpc']} http2;\n")

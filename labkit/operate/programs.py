@@ -36,7 +36,6 @@ HOW_TO_GET = {
     + DEBIAN.format(package="nginx-light"),
     "prometheus": DEBIAN.format(package="prometheus"),
     "promtool": DEBIAN.format(package="prometheus"),
-    "openssl": DEBIAN.format(package="openssl"),
     "docker-compose": DEBIAN.format(package="docker-compose"),
 }
 

@@ -10,13 +10,13 @@ from labkit.data import CLASSES, Images
 from labkit.plots.style import BLUE, GREEN, ORANGE, PALETTE, subplots
 
 
-def image_grid(images: Images, per_class: int = 8) -> Figure:
+def image_grid(images: Images) -> Figure:
     """Show the first images of each class, a row per class.
 
     Args:
         images: Images with labels.
-        per_class: Images in a row.
     """
+    per_class = 8
     figure, axes = subplots(len(CLASSES), per_class, figsize=(per_class * 0.85, 8.5))
     for label, row in enumerate(axes):
         members = np.flatnonzero(images.labels == label)[:per_class]

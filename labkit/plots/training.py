@@ -137,18 +137,17 @@ def class_accuracy(recalls: NDArray[np.float64]) -> Figure:
     return figure
 
 
-def worst_mistakes(images: Images, probabilities: NDArray[np.float32], count: int = 12) -> Figure:
-    """Show the wrong answers that the network was surest of.
+def worst_mistakes(images: Images, probabilities: NDArray[np.float32]) -> Figure:
+    """Show the twelve wrong answers that the network was surest of.
 
     Args:
         images: The images and their true labels.
         probabilities: float32 `(N, 10)`.
-        count: How many to show at most.
     """
     predicted = probabilities.argmax(axis=1)
     confidence = probabilities.max(axis=1)
     wrong = np.flatnonzero(predicted != images.labels)
-    worst = wrong[np.argsort(-confidence[wrong])][:count]
+    worst = wrong[np.argsort(-confidence[wrong])][:12]
     columns = 6
     rows = max(1, -(-len(worst) // columns))
     figure, axes = subplots(rows, columns, figsize=(9, 2.05 * rows), squeeze=False)

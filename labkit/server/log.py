@@ -18,6 +18,7 @@ _BIND = re.compile(r"already in use|failed to start (HTTP|GRPC|metrics)|Address 
 # A stand-in's error has Triton's word for its kind, and before it that of the Python backend.
 _KIND = re.compile(r"^Internal: (?=(Invalid argument|Internal|Unavailable|Unsupported): )")
 MAX_LINES = 40
+TAIL_LINES = 15
 
 
 def records(text: str) -> list[str]:
@@ -53,11 +54,11 @@ def lost_a_port(text: str) -> bool:
     return _BIND.search(text) is not None
 
 
-def tail(path: Path, lines: int = 15) -> str:
+def tail(path: Path) -> str:
     """Return the last lines of a log, without the ASCII tables and the list of all options."""
     text = read(path).split("Usage: tritonserver")[0]
     kept = [line for line in text.splitlines() if line and line[0] not in "+|"]
-    return "\n".join(kept[-lines:])
+    return "\n".join(kept[-TAIL_LINES:])
 
 
 def read(path: Path) -> str:

@@ -390,3 +390,14 @@ def test_replicas_that_come_and_go_are_found_by_name(secrets: Path, tmp_path: Pa
             assert set(names.names) == {"triton"}
             assert ask(f"127.0.0.1:{http}", "/v2", context=trusting).status == 401
             assert ask(f"127.0.0.1:{http}", "/healthz", context=trusting).status == 200
+
+            # TLS is not optional, not of old versions, and for who trusts the certificate.
+            assert ask(f"127.0.0.1:{http}", "/v2", key=key).status == 400
+            with pytest.raises(ssl.SSLCertVerificationError):
+                ask(f"127.0.0.1:{http}", "/v2", context=ssl.create_default_context())
+            with pytest.warns(DeprecationWarning):
+                trusting.minimum_version = ssl.TLSVersion.TLSv1
+                trusting.maximum_version = ssl.TLSVersion.TLSv1_1
+            trusting.set_ciphers("ALL:@SECLEVEL=0")
+            with pytest.raises((ssl.SSLError, ConnectionError)):
+                ask(f"127.0.0.1:{http}", "/v2", key=key, context=trusting)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import ssl
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -630,42 +629,3 @@ def test_every_refusal_is_json(
         return
     assert parse(answer).status == status
     assert parse(answer).error
-
-
-# ---- TLS -----------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def secure(replica: FakeReplica, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    folder = tmp_path_factory.mktemp("secure")
-    with Gateway([replica.address], [replica.address], folder, keys=KEYS, tls=True) as running:
-        yield running
-
-
-def test_tls_with_the_test_certificate(secure: Gateway) -> None:
-    trusting = ssl.create_default_context(cafile=str(secure.ca_file))
-    assert ask(secure.http_url, "/v2", key=KEY, context=trusting).status == 200
-    assert ask(secure.http_url, "/v2", context=trusting).status == 401
-    with pytest.raises(ssl.SSLCertVerificationError):
-        ask(secure.http_url, "/v2", key=KEY, context=ssl.create_default_context())
-    mismatch = pytest.raises(ssl.SSLCertVerificationError, match="Hostname mismatch")
-    with socket.create_connection(secure.http_url.split(":")) as plain, mismatch:
-        trusting.wrap_socket(plain, server_hostname="somewhere.else")
-
-
-def test_tls_of_old_versions_is_refused(secure: Gateway) -> None:
-    old = ssl.create_default_context(cafile=str(secure.ca_file))
-    with pytest.warns(DeprecationWarning):
-        old.minimum_version = ssl.TLSVersion.TLSv1
-        old.maximum_version = ssl.TLSVersion.TLSv1_1
-    old.set_ciphers("ALL:@SECLEVEL=0")
-    with pytest.raises((ssl.SSLError, ConnectionError)):
-        ask(secure.http_url, "/v2", key=KEY, context=old)
-
-
-def test_tls_is_not_optional(secure: Gateway, replica: FakeReplica) -> None:
-    count = replica.count()
-    answer = ask(secure.http_url, "/v2", key=KEY)
-    assert answer.status == 400
-    assert answer.error
-    assert replica.count() == count

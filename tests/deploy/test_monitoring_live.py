@@ -295,7 +295,9 @@ class TestReplicasThatGo:
         with Prometheus(both, tmp_path, scrape_interval_s=0.5, hold_s=0, rules=rules) as prometheus:
             assert {row.value for row in prometheus.query("up")} == {1.0}
             eventually(lambda: replicas_up(prometheus) == 2)
-            time.sleep(1.5)  # one step of the look back
+            most = 'max_over_time(count(up{job="triton"})[10m:1s])'  # the look back, as in the rule
+            eventually(lambda: [row.value for row in prometheus.query(most)] == [2.0])
+            assert not prometheus.query(f'count(up{{job="triton"}}) < {most}')
             assert "TritonReplicaGone" not in {a.name for a in prometheus.alerts()}
             prometheus.watch([server.metrics])
             eventually(

@@ -58,7 +58,7 @@ def test_a_program_is_found_in_the_environment_in_path_and_beside_it(
         find_program("third")
 
 
-@pytest.mark.parametrize("name", ["nginx", "prometheus", "promtool", "openssl"])
+@pytest.mark.parametrize("name", ["nginx", "prometheus", "promtool"])
 def test_a_missing_program_comes_with_a_way_to_get_it(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

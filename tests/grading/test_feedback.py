@@ -407,19 +407,6 @@ def test_there_is_a_page_for_each_executed_notebook(tmp_path: Path) -> None:
 # The executed notebook
 
 
-def test_cells_that_papermill_put_in_are_left_out(tmp_path: Path) -> None:
-    note = markdown_cell('<span style="color:red">An Exception was encountered at In [18].</span>')
-    note["metadata"] = {"tags": ["papermill-error-cell-tag"]}
-    given = code_cell("profile = 'x'")
-    given["metadata"] = {"tags": ["injected-parameters"]}
-    cells = [note, given, code_cell("a"), note, code_cell("b", error("ValueError", "x"), count=18)]
-    page = notebook_of(tmp_path, cells)
-    assert "Exception was encountered" not in page.text
-    assert "profile = " not in page.text
-    assert "code cell 2: ValueError: x" in page.text
-    assert "18" not in page.text[page.text.index("as it ran\n\n") :]
-
-
 def test_code_text_and_figures_are_shown(tmp_path: Path) -> None:
     page = notebook_of(
         tmp_path,

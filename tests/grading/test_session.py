@@ -31,7 +31,7 @@ def begun(tmp_path: Path) -> Session:
     return session
 
 
-def test_a_plan_is_read_as_it_was_written(tmp_path: Path) -> None:
+def test_a_session_is_read_as_it_was_written(tmp_path: Path) -> None:
     session = begun(tmp_path)
     assert Session.load(session.out) == session
     assert (session.out / "rubric.toml").read_bytes() == RUBRIC.read_bytes()

@@ -267,7 +267,7 @@ def test_removing_what_is_not_there_is_no_error(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_box_goes_away_also_after_an_error(swept: Path) -> None:
+def test_a_workdir_goes_away_also_after_an_error(swept: Path) -> None:
     parent = swept / "work" / "ada"
     with pytest.raises(RuntimeError, match="stopped"), open_workdir(parent, CONFINED) as workdir:
         hidden_folder(workdir.lab)
@@ -277,7 +277,7 @@ def test_a_box_goes_away_also_after_an_error(swept: Path) -> None:
     assert list(parent.iterdir()) == []
 
 
-def test_boxes_of_the_same_folder_are_apart(tmp_path: Path) -> None:
+def test_workdirs_of_the_same_folder_are_apart(tmp_path: Path) -> None:
     with open_workdir(tmp_path, CONFINED) as one, open_workdir(tmp_path, CONFINED) as other:
         assert one.root != other.root
 

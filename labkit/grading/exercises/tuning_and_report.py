@@ -124,9 +124,9 @@ def choose_cases(rng: Generator) -> list[HiddenCase]:
     names = [str(word) for word in rng.permutation(_WORDS)]
     limit = float(rng.integers(30, 90))
 
-    def runs(middle: float, p99: float | None = None, spread: float = 0.02) -> Runs:
+    def runs(middle: float, p99: float | None = None) -> Runs:
         """Draw three rounds, all within the limit where no p99 is given."""
-        rates = middle * rng.uniform(1 - spread, 1 + spread, 3)
+        rates = middle * rng.uniform(0.98, 1.02, 3)
         waits = [float(rng.uniform(0.2, 0.9) * limit) for _ in rates]
         if p99 is not None:
             waits[int(rng.integers(3))] = p99

@@ -1,4 +1,4 @@
-"""What every measured is made of: the case at hand, its checks, and logits measured once."""
+"""What every measurement is made from: the case at hand, its checks, and logits computed once."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

@@ -4,10 +4,10 @@ import builtins
 import re
 import shutil
 import tempfile
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,7 +47,7 @@ class NotMeasured(UnfitFile):
     """A model file, or a repository, could not be measured; the message says why."""
 
 
-class ModelSandbox:
+class ModelSandbox(AbstractContextManager["ModelSandbox"]):
     """A sandbox that runs model files; a context manager. See `inside.measure_files`.
 
     It starts with the first question, or before: then its imports overlap with whatever the caller
@@ -79,9 +79,6 @@ class ModelSandbox:
         self._mounted: set[Path] = set()  # such as an environment below /tmp: nothing is left there
         self.cpu_s = 0.0
         self.forget_trouble()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *exc: object) -> None:
         self.stop()

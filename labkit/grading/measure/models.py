@@ -1,4 +1,4 @@
-"""Judging training, export and quantization: by what the model files answer."""
+"""Measuring training, export and quantization: what the model files answer."""
 
 from functools import partial
 

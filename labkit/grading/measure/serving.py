@@ -1,4 +1,4 @@
-"""Judging configuration, queries and tuning: by what a real Triton answers from the repository."""
+"""Measuring configuration, queries and tuning: what a real Triton answers from the repository."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which measured belongs to which stage; and those that need nothing but JSON."""
+"""What measures which stage; and the measurements that need nothing but JSON."""
 
 import shutil
 import tempfile
@@ -81,10 +81,10 @@ def measure_patiently(
 
 
 def _printable(measured: StageMeasurements) -> StageMeasurements:
-    """Return a measured whose sentences fit a page, whatever strangers' text is quoted in them."""
+    """Return measurements whose sentences fit a page, whatever text of strangers they quote."""
     told = {
-        item: replace(measured, detail=short_line(measured.detail, MAX_DETAIL))
-        for item, measured in measured.measurements.items()
+        item: replace(measurement, detail=short_line(measurement.detail, MAX_DETAIL))
+        for item, measurement in measured.measurements.items()
     }
     problems = [] if measured.accepted else [short_line(measured.why_not, MAX_DETAIL)]
     return StageMeasurements(told, problems)

@@ -46,12 +46,12 @@ def run(lab: DrillEnvironment) -> Outcome:
 
 def load_model(replica: Replica, model: str) -> tuple[int, str]:
     """Ask a server to load what its repository holds now; return status and words."""
-    return _ask(replica, "POST", f"/v2/repository/models/{model}/load")
+    return _ask(replica, f"/v2/repository/models/{model}/load")
 
 
 def ready_versions(replica: Replica, model: str) -> list[str]:
     """Return the versions of a model that answer."""
-    _, text = _ask(replica, "POST", "/v2/repository/index")
+    _, text = _ask(replica, "/v2/repository/index")
     return [
         entry.get("version", "")
         for entry in json.loads(text)
@@ -59,10 +59,10 @@ def ready_versions(replica: Replica, model: str) -> list[str]:
     ]
 
 
-def _ask(replica: Replica, method: str, path: str) -> tuple[int, str]:
+def _ask(replica: Replica, path: str) -> tuple[int, str]:
     connection = http.client.HTTPConnection(replica.http, timeout=60)
     try:
-        connection.request(method, path)
+        connection.request("POST", path)
         answer = connection.getresponse()
         return answer.status, answer.read().decode()
     finally:
@@ -91,6 +91,7 @@ def _outcome(
         numbers=[
             Number("failed requests", len(record.failed), at_most=0, n=len(record.answers)),
             Number("status of loading the damaged version", status, at_least=400, at_most=599),
+            Number("status of loading the sound version", sound_status, at_most=299),
             Number("version 1 ready afterwards", float(after == ["1"]), at_least=1),
             Number("version 3 ready at the end", float(versions == ["3"]), at_least=1),
             Number("longest time without an answer", record.longest_gap_s(), "s", at_most=5),
