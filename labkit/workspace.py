@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from platformdirs import user_cache_path
+
 from labkit.errors import LabError
 
 LAB_WORKSPACE = "runs/lab"
@@ -74,20 +76,21 @@ def cache_dir() -> Path:
     """Return the folder for what is downloaded once per user; it is not created here.
 
     Returns:
-        `$LABKIT_CACHE`, else `$XDG_CACHE_HOME/labkit`, else `~/.cache/labkit`. A relative
-        LABKIT_CACHE starts at the project root, so that the command line and the kernels, which
-        run in `notebooks/`, mean the same folder.
+        `$LABKIT_CACHE`, else the system's own place, on Linux `$XDG_CACHE_HOME/labkit` or
+        `~/.cache/labkit`. A relative LABKIT_CACHE starts at the project root, so that the command
+        line and the kernels, which run in `notebooks/`, mean the same folder.
 
     Raises:
         NoCacheFolder: the home folder is needed and unknown.
     """
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    chosen = Path(os.environ.get("LABKIT_CACHE") or f"{base}/labkit")
+    chosen = os.environ.get("LABKIT_CACHE")
     try:
-        return project_root() / chosen.expanduser()
+        if chosen:
+            return project_root() / Path(chosen).expanduser()
+        return user_cache_path("labkit", appauthor=False)
     except RuntimeError as error:
         raise NoCacheFolder(
-            f"the home folder for {chosen} is not known (HOME is not set, and this user has no "
+            "the home folder for the cache is not known (HOME is not set, and this user has no "
             "entry in the system): set LABKIT_CACHE to the absolute path of a writable folder"
         ) from error
 
