@@ -20,6 +20,7 @@ import onnx
 import psutil
 import pytest
 from hostile.claims import evil_pickle
+from hostile.composed import PARTS, Composed, composed_faults
 from hostile.fault import Bait, Fault, NoBait
 from hostile.faults import small_class, whole_class
 from hostile.grading import Grading, marked
@@ -37,8 +38,10 @@ pytestmark = [
 SECRET = "a-secret-that-no-notebook-may-see-7d1f"
 CANARY = "still-here.txt"
 SMALL, WHOLE = small_class(NoBait()), whole_class(NoBait())  # for their names; made anew below
+HONEST, *COMPOSED = [fault.name for fault in SMALL if isinstance(fault, Composed)]
 QUICK = [fault.name for fault in SMALL if fault.quick]
 SMALL_LIMIT_S, WHOLE_LIMIT_S = 900.0, 900.0
+ROUNDING = 0.011  # points of an item, of two gradings of the same files
 
 
 @dataclass(frozen=True)
@@ -222,6 +225,47 @@ def test_a_network_with_one_more_layer_is_the_one_that_is_exported_and_graded(
         nodes = onnx.load(path).graph.node
         convolutions[student] = sum(node.op_type == "Conv" for node in nodes)
     assert convolutions["deeper"] == convolutions["correct"] + 1
+
+
+def points(graded: Graded, name: str) -> dict[str, float]:
+    """Return item → points of a submission."""
+    return {item.id: item.points for item in graded.results[name].items}
+
+
+def test_the_honest_work_leaves_something_to_earn_in_each_of_its_notebooks(small: Graded) -> None:
+    honest = small.faults[HONEST]
+    assert isinstance(honest, Composed)
+    items = small.results[HONEST].items
+    for stage in honest.verdicts:
+        beside = [item for item in items if item.stage == stage]
+        assert 0 < sum(i.points for i in beside) < sum(i.maximum for i in beside), beside
+    full = {item.id for item in items if item.id.startswith("ex-") and not item.hint}
+    assert full == honest.solved
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_hostile_part_is_in_a_composed_submission(seed: int) -> None:
+    honest, *composed = composed_faults(NoBait(), seed)
+    told = re.split("[:,; ]+", " ".join(fault.does for fault in composed))
+    assert {name: told.count(name) for name in PARTS} == {
+        name: 1 if part.spoils else len(composed) for name, part in PARTS.items()
+    }
+    assert len({fault.spoiled for fault in composed}) == len(composed)
+    assert not honest.spoiled and all(len(fault.spoiled) == 1 for fault in composed)
+
+
+@pytest.mark.parametrize("name", COMPOSED)
+def test_hostile_parts_earn_nothing_beside_honest_work(small: Graded, name: str) -> None:
+    """No item more than the same work by itself; none less where no part could spoil it."""
+    composed, honest = small.faults[name], points(small, HONEST)
+    assert isinstance(composed, Composed)
+    found = {item.id: item for item in small.results[name].items}
+    told = {item.id: (item.points, honest[item.id], item.reason) for item in found.values()}
+    gained = {key for key, item in found.items() if item.points > honest[key] + ROUNDING}
+    assert not gained, (composed.does, {key: told[key] for key in gained})
+    lost = {key for key, item in found.items() if item.points < honest[key] - ROUNDING}
+    lost -= {key for key in lost if found[key].stage in composed.spoiled}
+    assert not lost, (composed.does, {key: told[key] for key in lost})
 
 
 def test_nothing_of_the_class_is_left(small: Graded) -> None:

@@ -554,6 +554,14 @@ def test_every_claim_of_the_export_is_checked(run: Run, name: str) -> None:
     assert f"90.0% for {name}, measured 80.0%" in found.detail
 
 
+def test_claims_of_a_file_that_was_not_exported_are_not_confirmed(lab: Lab) -> None:
+    lab.path("model.pt").unlink()
+    lab.sandbox.models["model.onnx"] = lab.images.logits(0.1)
+    found = lab.measure("03.evidence")
+    assert found.value == pytest.approx(2 / 4, abs=1e-3)
+    assert "model.pt was not made; model.onnx answers otherwise than checkpoint.pt" in found.detail
+
+
 # ---- 04
 
 
@@ -591,6 +599,7 @@ def test_int8_is_what_the_operators_multiply_by(
     for item in ("04.torchscript", "04.onnx", "04.openvino"):
         assert measured.measurements[item].value is None
         assert words in measured.measurements[item].detail
+    assert measured.measurements["04.evidence"].value == 0, "true, but of files that are not INT8"
     assert not measured.accepted
 
 

@@ -191,6 +191,14 @@ def mine(bait: Bait, *names: str) -> dict[str, bytes]:
     return {f"notebooks/mine/{name}": bait.artifact(name) for name in names}
 
 
+def tuned(bait: Bait) -> dict[str, bytes]:
+    """Return the tuned configurations of the reference run, as files of a submission."""
+    return {
+        f"notebooks/mine/{path.parent.parent.name}.pbtxt": path.read_bytes()
+        for path in bait.reference.glob("model_repository/*/configs/tuned.pbtxt")
+    }
+
+
 def right_splits() -> NotebookNode:
     """Return a notebook 01 that is right, in a few lines."""
     return tiny(IMPORTS, OPEN, *exercises("01_data"), SPLITS)
@@ -350,10 +358,6 @@ def broken_export(bait: Bait, trained: dict[str, NotebookNode], files: dict[str,
     """Return the submission whose third notebook is broken, and the rest right."""
     quantized = ("model_int8.pt", "model_int8.onnx", "model_int8.xml", "model_int8.bin")
     quantized += ("quantize.json",)
-    tuned = {
-        f"notebooks/mine/{path.parent.parent.name}.pbtxt": path.read_bytes()
-        for path in bait.reference.glob("model_repository/*/configs/tuned.pbtxt")
-    }
     return Fault(
         "broken-03", "has a third notebook that is broken, and the rest right",
         {
@@ -366,7 +370,7 @@ def broken_export(bait: Bait, trained: dict[str, NotebookNode], files: dict[str,
             "notebooks/07_tune.ipynb": tiny(*hands_in("07_tune", "tune.json"), TUNED),
             "notebooks/08_report.ipynb": tiny(OPEN, REPORT),
         },
-        files | tuned | mine(bait, *quantized, "query.json", "tune.json"),
+        files | tuned(bait) | mine(bait, *quantized, "query.json", "tune.json"),
         verdicts={
             stage: ("error",) if stage == "03_export" else ("ok",)
             for stage in ("01_data", "02_train", "03_export", "04_quantize", "05_configure",
