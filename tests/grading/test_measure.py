@@ -554,10 +554,10 @@ def test_every_claim_of_the_export_is_checked(run: Run, name: str) -> None:
     assert f"90.0% for {name}, measured 80.0%" in found.detail
 
 
-def test_claims_of_a_file_that_was_not_exported_are_not_confirmed(lab: Lab) -> None:
-    lab.path("model.pt").unlink()
-    lab.sandbox.models["model.onnx"] = lab.images.logits(0.1)
-    found = lab.measure("03.evidence")
+def test_claims_of_a_file_that_was_not_exported_are_not_confirmed(run: Run) -> None:
+    run.path("model.pt").unlink()
+    run.sandbox.models["model.onnx"] = run.images.logits(0.1)
+    found = run.measure("03.evidence")
     assert found.value == pytest.approx(2 / 4, abs=1e-3)
     assert "model.pt was not made; model.onnx answers otherwise than checkpoint.pt" in found.detail
 
