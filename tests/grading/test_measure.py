@@ -927,7 +927,7 @@ def test_a_tuning_needs_measurements(run: Run, grid: Any) -> None:
     assert measured.accepted
 
 
-@pytest.mark.parametrize(("factor", "share"), [(1.0, 1.0), (3.0, 1.0), (7.77, 0.8), (0.05, 0.8)])
+@pytest.mark.parametrize(("factor", "share"), [(1.0, 1.0), (3.0, 1.0), (7.77, 0.6), (0.05, 0.6)])
 def test_the_rates_of_a_tuning_are_measured_again(run: Run, factor: float, share: float) -> None:
     document = run.document("tune.json")
     for points in document["grid"].values():

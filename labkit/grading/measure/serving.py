@@ -307,6 +307,7 @@ def measure_tuning(case: Case) -> StageMeasurements:
     usable = checks.add(
         isinstance(model, str) and model in MODELS, "tune.json recommends none of the models"
     )
+    fits = False
     if usable:
         problem = _tuned_problem(case, model, wanted)
         usable = checks.add(not problem, problem)
@@ -316,11 +317,12 @@ def measure_tuning(case: Case) -> StageMeasurements:
             served = Served({}, {model: str(error)})
         usable &= _check_tuned_answers(case, model, served, checks)
         best = max((rate for points in settings for rate, _ in _readings(points)), default=0.0)
-        _check_rate(best, served.rates.get(model), checks)
+        fits = _check_rate(best, served.rates.get(model), checks)
     enough = [_was_measured(points) for points in settings]
     checks.add(
-        len(enough) >= MIN_SETTINGS and all(enough),
-        f"tune.json has measurements of {sum(enough)} settings, at least {MIN_SETTINGS} expected",
+        len(enough) >= MIN_SETTINGS and all(enough) and fits,
+        f"tune.json has measurements of {sum(enough)} settings, at least {MIN_SETTINGS} expected"
+        f"{'' if fits else ', of which the highest rate was confirmed'}",
     )
     measurement = checks.measurement("the tuned setting is measured, written back, and served")
     return StageMeasurements.one("07.tuned", measurement, usable)
@@ -367,9 +369,9 @@ def _check_tuned_answers(case: Case, model: str, served: Served, checks: Checks)
     return checks.add(same >= SAME_ANSWERS, f"{model}, tuned, answers {same:.0%} as its file does")
 
 
-def _check_rate(best: float, measured: float | None, checks: Checks) -> None:
+def _check_rate(best: float, measured: float | None, checks: Checks) -> bool:
     """Hold the highest rate of the grid against a load on the server with the tuned setting."""
-    checks.add(
+    return checks.add(
         measured is not None
         and measured > 0
         and measured / RATE_FACTOR <= best <= measured * RATE_FACTOR,
