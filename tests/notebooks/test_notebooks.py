@@ -3,7 +3,6 @@
 import importlib.util
 import os
 import re
-import shutil
 import subprocess
 import sys
 import warnings
@@ -178,21 +177,6 @@ def test_all_notebooks_run_and_repeat_their_marked_outputs(
     cells = sum(len(code_cells(read(path))) for path in PATHS)
     passed = re.search(r"(\d+) passed", result.stdout)
     assert passed and int(passed[1]) == cells, result.stdout[-1_000:]
-
-
-@pytest.mark.native
-@pytest.mark.timeout(900)
-def test_what_serves_reads_the_same_on_stand_ins(
-    ran: Ran, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """`ran` takes native backends where they are built; the marked outputs hold on both."""
-    if built_backends() is None:
-        pytest.skip("no native backends: labkit triton build")
-    workspace = shutil.copytree(ran[1], tmp_path / "run")
-    monkeypatch.setenv("LABKIT_RUNTIME", "stand-in")
-    served = ("05_configure.ipynb", "06_serve.ipynb", "07_tune.ipynb", "10_pipeline.ipynb")
-    result = nbval(FOLDER, workspace, *served)
-    assert result.returncode == 0, result.stdout[-6_000:] + result.stderr[-2_000:]
 
 
 @pytest.mark.timeout(600)

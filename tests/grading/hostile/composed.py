@@ -22,7 +22,7 @@ from labkit.grading.student_notebook import with_stubs
 from .claims import CLAIM, LISTENS, OPEN, SPLITS, TUNED, WRITES_CLAIMS, hands_in, mine, tuned
 from .curious import LINKS_ARTIFACTS
 from .fault import PROJECT, Bait, Fault, exercises, tiny
-from .machine import DAEMON, DELETES, GROWING_FILE, LOOP, PRINTS, SHARED_MEMORY
+from .machine import DAEMON, DELETES, GROWING_FILE, PRINTS, SHARED_MEMORY
 
 SEED = int(os.environ.get("LABKIT_HOSTILE_SEED", "12"))
 COUNT = 3  # submissions with hostile parts
@@ -206,7 +206,6 @@ PARTS = {
     "links": Part(LINKS_ARTIFACTS, tuple(WORK)[1:], changes=True, spoils=True),
     "stops-others": Part(STOPS_OTHERS, spoils=True),
     "kills-all": Part(KILLS_ALL, spoils=True),
-    "loops": Part(LOOP, spoils=True),
     "fills": Part(SHARED_MEMORY, spoils=True),
     "writes": Part(GROWING_FILE, spoils=True),
     "deletes": Part(DELETES, spoils=True),
