@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from nbformat import NotebookNode
+
 from labkit.errors import LabError
 from labkit.grading.limits import MIB
 from labkit.grading.student_notebook import NBGRADER_SCHEMA
@@ -34,19 +36,6 @@ CODE_KINDS: Final = frozenset({"code", "markdown", "raw"})
 
 class IntakeError(LabError):
     """Something that was handed in cannot be used."""
-
-
-class NotebookNode(dict[str, Any]):
-    """A notebook, or a part of one: its keys are attributes too, as nbformat has them."""
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(name) from None
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        self[name] = value
 
 
 def read_notebook(path: Path, limit_bytes: int = MAX_NOTEBOOK_BYTES) -> NotebookNode:

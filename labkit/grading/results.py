@@ -39,6 +39,9 @@ REJECTED = "rejected"  # nothing in it can be graded: no notebook, or no readabl
 FAILED = "failed"  # the grader itself failed on it; points are not to be trusted
 
 
+PRIVATE = 0o600  # mode of a file that tells the seed
+
+
 class ResultError(LabError):
     """A result file that is not one, or is of another version."""
 
@@ -233,8 +236,7 @@ class Result:
 
 def write_result(path: Path, result: Result) -> None:
     """Write `results/<student>.json`, all or nothing."""
-    write_json(path, result.to_json())
-    path.chmod(0o600)  # the seed is in it
+    write_json(path, result.to_json(), PRIVATE)  # the seed is in it
 
 
 def read_result(path: Path) -> Result:

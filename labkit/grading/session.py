@@ -17,7 +17,7 @@ from pydantic.dataclasses import dataclass
 from labkit.errors import LabError, UsageError
 from labkit.grading.carry_forward import Reference
 from labkit.grading.find_submissions import safe_name
-from labkit.grading.results import Result, read_result
+from labkit.grading.results import PRIVATE, Result, read_result
 from labkit.grading.rubric import RUBRIC, Rubric, load_rubric
 from labkit.grading.sandbox import BUBBLEWRAP, Isolation, find_isolation
 from labkit.grading.untrusted import short_line
@@ -128,8 +128,7 @@ class Session:
         """Write `grading.json`."""
         fields = asdict(self) | {"reference": str(self.reference)}
         del fields["out"]
-        write_json(self.out / SETTINGS, fields)
-        (self.out / SETTINGS).chmod(0o600)  # the seed
+        write_json(self.out / SETTINGS, fields, PRIVATE)  # the seed
 
     @cached_property
     def rubric(self) -> Rubric:
@@ -204,8 +203,8 @@ def seed_for(out: Path) -> int:
     path = project_root() / "runs" / SEED
     if not path.is_file():
         path.parent.mkdir(exist_ok=True)
-        write_json(path, secrets.randbelow(MAX_SEED))
-    path.chmod(0o600)
+        write_json(path, secrets.randbelow(MAX_SEED), PRIVATE)
+    path.chmod(PRIVATE)  # also one that was copied
     seed = read_json(path)
     if not isinstance(seed, int) or not 0 <= seed < MAX_SEED:
         raise SessionError(f"{path} holds no seed: delete it, and another one is drawn")

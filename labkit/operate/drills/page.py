@@ -9,7 +9,7 @@ from labkit.plots.drills import answers_over_time
 from labkit.report_page import svg
 from labkit.workspace import write_text
 
-PICTURED = ("replica-killed", "overload", "rolling-update", "backend-killed")  # time matters
+PICTURED = ("replica-killed", "overload", "rolling-update")  # time matters
 SHOWN = 2  # numbers of each drill in the table
 MARKS = {PASSED: ("✔", "yes"), FAILED: ("✘", "no"), NOT_MEASURED: ("–", "open")}
 
