@@ -18,7 +18,7 @@ from labkit.grading.results import GRADED, OK, Result
 
 if TYPE_CHECKING:
     from labkit.grading.classroom import Event
-    from labkit.grading.find_submissions import Source
+    from labkit.grading.find_submissions import Found, Source
     from labkit.grading.roster import Roster
 
 app = typer.Typer()
@@ -79,7 +79,6 @@ def grade(
     from labkit.grading.rubric import load_rubric
     from labkit.grading.sandbox import BUBBLEWRAP, NONE, find_isolation, require_readable
     from labkit.grading.session import Session, require_runtime, runtime_for, seed_for
-    from labkit.grading.submission import unopened
     from labkit.grading.workdir import SERVER
     from labkit.server.engine import NATIVE
     from labkit.workspace import cache_dir
@@ -149,19 +148,8 @@ def grade(
     status = _summarize(results)
     if people and not only:
         _tell_who_is_missing(people, results)
-    if closed := [result.shown for result in results if unopened(result.notes)]:
-        console.print(
-            f"[red]not opened:[/] archives in {len(closed)} submissions "
-            f"({escape(_some(closed))}): see the notes in gradebook.csv, unpack "
-            "them there and go on with --resume"
-        )
-        status = status if leave_out else 2
-    if found.notebooks:
-        console.print(
-            f"[red]left out:[/] {len(found.notebooks)} notebooks or archives that are nobody's "
-            f"({escape(_some(found.notebooks))}): put each into a folder of its student, or away"
-        )
-        status = status if leave_out else 2
+    if _tell_what_was_left(found, results) and not leave_out:
+        status = 2
     if status:
         raise typer.Exit(status)
 
@@ -218,6 +206,25 @@ def _tell_who_is_missing(people: "Roster", results: list[Result]) -> None:
     ):  # fmt: skip
         if names:
             console.print(f"[yellow]{what}[/] {escape(_some(names))}")
+
+
+def _tell_what_was_left(found: "Found", results: list[Result]) -> bool:
+    """Say which work may be in archives and files that nobody opened; return whether any is."""
+    from labkit.grading.submission import unopened
+
+    closed = [result.shown for result in results if unopened(result.notes)]
+    if closed:
+        console.print(
+            f"[red]not opened:[/] archives in {len(closed)} submissions "
+            f"({escape(_some(closed))}): see the notes in gradebook.csv, unpack "
+            "them there and go on with --resume"
+        )
+    if found.notebooks:
+        console.print(
+            f"[red]left out:[/] {len(found.notebooks)} notebooks or archives that are nobody's "
+            f"({escape(_some(found.notebooks))}): put each into a folder of its student, or away"
+        )
+    return bool(closed or found.notebooks)
 
 
 def _some(names: list[str]) -> str:
