@@ -107,7 +107,12 @@ STEPS = (
         may_fail=True,
     ),
     tests("unit", "unit tests", "-n", "2", "tests/unit"),
-    tests("server", "tests with a real Triton", "-n", "2", "--dist", "loadfile", "tests/server"),
+    # In the order of the names: of all files the first, on fidelity, takes longest by far.
+    tests(
+        "server",
+        "tests with a real Triton",
+        *("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", "tests/server"),
+    ),
     tests(
         "notebooks",
         "the notebooks and the chain",
