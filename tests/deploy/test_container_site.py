@@ -214,7 +214,9 @@ def test_nginx_accepts_the_container_files(secrets: Path, tmp_path: Path) -> Non
             for_old_nginx(copy)
         done = check(nginx, copy)
         assert done.returncode == 0, done.stderr
-        assert "[warn]" not in done.stderr
+        warned = [line for line in done.stderr.splitlines() if "[warn]" in line]
+        # An ordinary user may open fewer files than a container's nginx does.
+        assert not [line for line in warned if "open file resource limit" not in line]
 
 
 @pytest.mark.nginx
