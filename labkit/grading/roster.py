@@ -176,6 +176,7 @@ class Roster:
     ) -> None:
         self.people, self.platform, self.note = tuple(people), platform, note
         self.column, self.maximum = column, maximum
+        self._found: dict[tuple[str, str], Person | None] = {}  # each table and page asks anew
 
     def __bool__(self) -> bool:
         return bool(self.people)
@@ -192,6 +193,11 @@ class Roster:
 
     def find(self, student: str, user: str) -> Person | None:
         """Return whose submission it is, see `of`, by its name and the platform's number."""
+        if (student, user) not in self._found:
+            self._found[student, user] = self._look_for(student, user)
+        return self._found[student, user]
+
+    def _look_for(self, student: str, user: str) -> Person | None:
         own = roster_key(student)
         tests = (
             lambda p: bool(p.student) and roster_key(p.student) == own,

@@ -157,7 +157,9 @@ class Kernel:
         if interrupted:
             return "late"
         leaves = reply.get("user_expressions", {}).get("leaves", {}).get("data", {})
-        if leaves.get("text/plain") == "True":  # by exit(), or as hosted notebooks restart a kernel
+        asks = [entry.get("source") for entry in reply.get("payload", ())]
+        # By exit(), also before an error; or as hosted notebooks restart a kernel.
+        if "ask_exit" in asks or leaves.get("text/plain") == "True":
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(PATIENCE_S)
             self.end()
